@@ -1,0 +1,8 @@
+"""The kernel of Pellucid: what an explained model file means, as pure functions over arrays.
+
+What the server and the client import from here loads numpy, pydantic and Pillow at most. Only the
+offline edge (`attach`, `graph`, `evaluate`, `inspect`, `runtime`, `__main__`) loads onnx or onnxruntime; nothing
+here loads torch or grpc.
+"""
+
+__version__ = "0.1.0"

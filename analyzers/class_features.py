@@ -1,0 +1,196 @@
+"""`class_features`: the few features that decide each class (Decomposing the Deep, arXiv 2112.07719).
+
+A final layer z = W f + b is split per class c into k class-specific features I_c and the rest:
+z_c = b_c + sum_{j in I_c} W_cj f_j + sum_{j not in I_c} W_cj f_j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzers import explanation, manifest
+from analyzers.errors import InvalidInputError
+
+Rule = Literal["feature", "contribution"]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+# `index` is (classes, k, 1) so that GatherND can pick features without reshapes; the rest is a second, masked
+# final layer, so that contributions + rest + bias = logit is a law that can be checked, not a definition.
+FRAGMENT = """
+<ir_version: 10, opset_import: ["" : 20]>
+class_features (
+    float[batch, features] pooled, float[batch, classes] logits, int64[1] max_classes,
+    int64[classes, k, 1] index, float[classes, k] weight, float[classes, features] rest_weight, float[classes] class_bias
+) => (
+    int64[batch, top] classes, int64[batch, top, k, 1] features, float[batch, top, k] activations,
+    float[batch, top, k] contributions, float[batch, classes] rest, float[batch, top] bias
+)
+{
+    top_logits, classes = TopK (logits, max_classes)
+    features = Gather (index, classes)
+    activations = GatherND <batch_dims: int = 1> (pooled, features)
+    top_weight = Gather (weight, classes)
+    contributions = Mul (activations, top_weight)
+    rest = Gemm <transB: int = 1> (pooled, rest_weight)
+    bias = Gather (class_bias, classes)
+}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A final linear layer.
+
+    Attributes:
+        weight: (classes, features) float32.
+        bias: (classes,) float32.
+    """
+
+    weight: Float32Array
+    bias: Float32Array
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts, per class, how often each feature is among a picture's k1 strongest; fed batch by batch.
+
+    Attributes:
+        head: the final layer; its weights rank features under the rule "contribution".
+        k1: features counted per picture.
+        rule: rank by the pooled feature f_j (the paper) or by its contribution W_cj f_j.
+    """
+
+    head: Head
+    k1: int
+    rule: Rule = "contribution"
+    counts: Int64Array = field(init=False)
+    total: Float64Array = field(init=False)
+    pictures: Int64Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        classes, features = self.head.weight.shape
+        if not 1 <= self.k1 <= features:
+            raise InvalidInputError("k1", f"is {self.k1}; expected 1 to {features}, the number of features")
+        self.counts = np.zeros((classes, features), np.int64)
+        self.total = np.zeros((classes, features))
+        self.pictures = np.zeros(classes, np.int64)
+
+    def add(self, pooled: Float32Array, label: Int64Array) -> None:
+        """Count a batch: `pooled` (batch, features), `label` (batch,) the true classes."""
+        score = pooled * self.head.weight[label] if self.rule == "contribution" else pooled
+        strongest = np.argsort(-score, axis=1, kind="stable")[:, : self.k1]  # ties: lowest feature first
+        np.add.at(self.counts, (label[:, None], strongest), 1)
+        np.add.at(self.total, label, score)
+        np.add.at(self.pictures, label, 1)
+
+    def index_sets(self, k2: int) -> Int64Array:
+        """Return the k2 most frequent features of each class, (classes, k2), most frequent first.
+
+        Ties: higher class-mean score first, then the lower feature number.
+
+        Raises:
+            InvalidInputError: k2 does not fit, or a class had no picture.
+        """
+        features = self.counts.shape[1]
+        if not 1 <= k2 <= features:
+            raise InvalidInputError("k2", f"is {k2}; expected 1 to {features}, the number of features")
+        if not self.pictures.all():
+            empty = np.flatnonzero(self.pictures == 0).tolist()
+            raise InvalidInputError("data", f"has no picture of class {_some(empty)}; every class needs one")
+        mean = self.total / self.pictures[:, None]
+        number = np.broadcast_to(np.arange(features), mean.shape)
+        order = np.lexsort((number, -mean, -self.counts), axis=1)
+        return np.ascontiguousarray(order[:, :k2])
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (" ..." if len(numbers) > 5 else "")
+
+
+def check_index_sets(document: object, classes: int, features: int) -> Int64Array:
+    """Return given index sets, JSON {class number: [feature numbers]}, as (classes, k) padded with -1.
+
+    Raises:
+        InvalidInputError: a class is missing, or a feature is out of range or named twice.
+    """
+    if not isinstance(document, dict) or {str(key) for key in document} != {str(c) for c in range(classes)}:
+        raise InvalidInputError("indices", f"must map each class number 0..{classes - 1} to a list of feature numbers")
+    sets = {int(key): value for key, value in document.items()}
+    for number, chosen in sets.items():
+        valid = isinstance(chosen, list) and chosen and all(type(j) is int and 0 <= j < features for j in chosen)
+        if not valid or len(set(chosen)) != len(chosen):
+            raise InvalidInputError(
+                "indices", f"of class {number} must be different feature numbers from 0 to {features - 1}"
+            )
+    padded = np.full((classes, max(map(len, sets.values()))), -1, np.int64)
+    for number, chosen in sets.items():
+        padded[number, : len(chosen)] = chosen
+    return padded
+
+
+def split_head(head: Head, sets: Int64Array) -> tuple[Float32Array, Float32Array]:
+    """Split a final layer by the index sets (classes, k; -1 pads).
+
+    Returns:
+        The weights of the chosen features (classes, k; 0 where padded) and the weights of all others
+        (classes, features; 0 at the chosen).
+    """
+    rows = np.arange(len(sets))[:, None]
+    weight = np.where(sets >= 0, head.weight[rows, sets], 0).astype(np.float32)
+    return weight, np.where(membership(head, sets), 0, head.weight).astype(np.float32)
+
+
+def membership(head: Head, sets: Int64Array) -> npt.NDArray[np.bool_]:
+    """Return (classes, features): whether feature j is in the set of class c."""
+    chosen = np.zeros((len(sets), head.weight.shape[1] + 1), bool)
+    chosen[np.arange(len(sets))[:, None], sets] = True  # -1 lands in the extra column
+    return chosen[:, :-1]
+
+
+def decode(
+    section: manifest.ClassFeatures,
+    logits: Float32Array,
+    names: tuple[str, ...],
+    outputs: Mapping[str, npt.NDArray[Any]],
+    row: int,
+    parts: Mapping[int, explanation.Part],
+    top_k_classes: int,
+    top_k_reasons: int,
+) -> tuple[explanation.Ledger, ...]:
+    """Return the ledgers of picture `row` for its best classes; `parts` are the filters that fired, by number."""
+    ledgers = []
+    for rank in range(min(top_k_classes, section.max_classes)):
+        number = int(outputs[section.classes][row, rank])
+        features = outputs[section.features][row, rank, :, 0]
+        activations = outputs[section.activations][row, rank]
+        contributions = outputs[section.contributions][row, rank]
+        order = np.argsort(-abs(contributions), kind="stable")
+        order = order[features[order] >= 0]
+        kept, omitted = order[:top_k_reasons], order[top_k_reasons:]
+        ledgers.append(
+            explanation.Ledger(
+                class_index=number,
+                class_name=names[number],
+                logit=float(logits[number]),
+                contributions=tuple(
+                    explanation.Contribution(
+                        feature=int(features[i]),
+                        contribution=float(contributions[i]),
+                        activation=float(activations[i]),
+                        part=parts.get(int(features[i])) if section.features_are_filters else None,
+                    )
+                    for i in kept
+                ),
+                omitted=float(contributions[omitted].sum()),
+                rest=float(outputs[section.rest][row, number]),
+                bias=float(outputs[section.bias][row, rank]),
+            )
+        )
+    return tuple(ledgers)

@@ -1,0 +1,48 @@
+"""What the command-line programs share: one sentence for an error, an exit code that says so, a clean Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from analyzers.errors import PellucidError
+
+INTERRUPTED = 130
+
+
+def run(program: str, body: Callable[[], None]) -> int:
+    """Run a program's body and return its exit code: 0, 1 after an error of ours or of the disk, 130 after Ctrl-C."""
+    try:
+        body()
+    except (PellucidError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; no file was left half-written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def triple(text: str) -> tuple[float, float, float]:
+    """Parse `R,G,B`."""
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers R,G,B") from None
+    return red, green, blue
+
+
+def pair(text: str) -> tuple[int, int]:
+    """Parse `HEIGHT,WIDTH`."""
+    try:
+        height, width = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not two numbers HEIGHT,WIDTH") from None
+    return height, width
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Read class names, one a line."""
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

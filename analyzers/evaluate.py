@@ -1,0 +1,130 @@
+"""Measure an explained model on labelled pictures: accuracy, accuracy of its class features alone, exactness.
+
+Every figure is an object with `value`, `n` and, for shares, `standard_error`; `docs/report.md` is the schema.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from analyzers.attach import Plain, probe
+from analyzers.class_features import Histogram, Rule, membership
+from analyzers.errors import ModelError
+from analyzers.graph import find_classifier
+from analyzers.manifest import ClassFeatures, Manifest
+from analyzers.pictures import Pictures
+from analyzers.pixels import to_model_input
+from analyzers.progress import track
+
+REPORT_SCHEMA = 1
+CURVE = (1, 3, 5, 10, 20)
+
+Figure = dict[str, Any]
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What the model said about all pictures: (pictures, classes) logits and rest, (pictures, features) pooled."""
+
+    logits: FloatArray
+    rest: FloatArray
+    pooled: FloatArray
+    gap: float
+
+
+def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_size: int = 32) -> dict[str, Any]:
+    """Return the report of a model on one split; `docs/report.md` describes it.
+
+    Args:
+        model: an explained ONNX file.
+        pictures: labelled pictures with the model's classes.
+        split: "train", "test" or "all".
+        batch_size: pictures per run.
+
+    Raises:
+        ModelError: the file cannot be used, or has no class features.
+        DataError: the pictures do not fit the model.
+    """
+    try:
+        graph = onnx.load_model_from_string(model)
+    except Exception as error:  # protobuf raises its own classes
+        raise ModelError(f"the file is not a valid ONNX model: {str(error)[:200] or 'empty'}") from None
+    described = Manifest.from_metadata({entry.key: entry.value for entry in graph.metadata_props})
+    section = described.class_features
+    if section is None:
+        raise ModelError("the model has no class features; attach them with `pellucid-analyze attach`")
+    pictures = pictures.relabelled(described.classes)
+    explained = Plain(graph, described, find_classifier(graph, described.scores.tensor))
+    tested = pictures.of_split(split)
+    answers = _answer(explained, section, tested, batch_size, f"{split} pictures")
+    majority = np.bincount(tested.label).max() / len(tested)
+    report: dict[str, Any] = {
+        "schema": REPORT_SCHEMA,
+        "data": {"split": split, "pictures": len(tested), "fingerprint": tested.fingerprint()},
+        "model": {"classes": len(described.classes), "rows": list(described.rows)},
+        "accuracy": _share(answers.logits.argmax(1) == tested.label) | {"controls": {"majority_class": majority}},
+        "accuracy_class_features": _share((answers.logits - answers.rest).argmax(1) == tested.label)
+        | {"k": section.k2, "k1": section.k1, "rule": section.rule},
+        "agreement_class_features": _share(
+            (answers.logits - answers.rest).argmax(1) == answers.logits.argmax(1)
+        ),
+        "completeness_gap": {"value": answers.gap, "n": len(tested)},
+    }
+    decomposed = not answers.rest.any()
+    if section.rule != "given" and not decomposed and split != "train" and (pictures.split == 0).any():
+        report["accuracy_by_k"] = _curve(explained, section, pictures.of_split("train"), tested, answers, batch_size)
+    return report
+
+
+def _share(hits: npt.NDArray[np.bool_]) -> Figure:
+    value = float(hits.mean())
+    return {"value": value, "n": len(hits), "standard_error": float(np.sqrt(value * (1 - value) / len(hits)))}
+
+
+def _answer(
+    explained: Plain, section: ClassFeatures, pictures: Pictures, batch_size: int, title: str
+) -> _Answers:
+    """Run all pictures; the gap compares every reported ledger with its logit."""
+    session, _ = probe(explained)
+    size = explained.manifest.input
+    logits, rest, pooled, gap = [], [], [], 0.0
+    batches = pictures.batches(size.height, size.width, batch_size)
+    for pixels in track(batches, title, -(-len(pictures) // batch_size)):
+        answer = session.run_images(explained.manifest, to_model_input(pixels))
+        logits.append(answer[explained.manifest.scores.tensor])
+        rest.append(answer[section.rest])
+        pooled.append(answer[explained.found.pooled])
+        top = answer[section.classes]
+        ledger = answer[section.contributions].sum(-1) + answer[section.bias]
+        ledger += np.take_along_axis(rest[-1], top, 1)
+        gap = max(gap, float(abs(ledger - np.take_along_axis(logits[-1], top, 1)).max()))
+    return _Answers(np.concatenate(logits), np.concatenate(rest), np.concatenate(pooled), gap)
+
+
+def _curve(
+    explained: Plain,
+    section: ClassFeatures,
+    train: Pictures,
+    tested: Pictures,
+    answers: _Answers,
+    batch_size: int,
+) -> list[Figure]:
+    """Return the accuracy with k1 = k2 = k class features, sets found on `train`, for the usual values of k."""
+    fitted = _answer(explained, section, train, batch_size, "train pictures")
+    head = explained.found.head
+    rows = []
+    for k in (k for k in CURVE if k <= head.weight.shape[1]):
+        histogram = Histogram(head, k, cast(Rule, section.rule))
+        histogram.add(fitted.pooled.astype(np.float32), train.label)
+        own = membership(head, histogram.index_sets(k))
+        scores = answers.pooled @ np.where(own, head.weight, 0).T + head.bias
+        rows.append({"k": k} | _share(scores.argmax(1) == tested.label))
+    return rows
+
+

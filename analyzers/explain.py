@@ -1,0 +1,97 @@
+"""From a model's raw outputs to Explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzers import class_features, parts
+from analyzers.errors import InvalidInputError
+from analyzers.explanation import Explanation, Parts, Prediction
+from analyzers.geometry import Frame
+from analyzers.manifest import ROWS, Manifest, Scores
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+
+DEFAULT_TOP_K_CLASSES = 5
+DEFAULT_TOP_K_REASONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which part of an explanation is wanted.
+
+    Attributes:
+        rows: names of rows; every row of the model where empty.
+        top_k_classes: how many classes, 0 for the default.
+        top_k_reasons: how many reasons per row and class, 0 for the default.
+    """
+
+    rows: frozenset[str] = frozenset()
+    top_k_classes: int = 0
+    top_k_reasons: int = 0
+
+    def __post_init__(self) -> None:
+        for row in sorted(self.rows):
+            if row not in ROWS:
+                raise InvalidInputError("rows", f"has the unknown row '{row[:40]}'; there are {', '.join(ROWS)}")
+        for name in ("top_k_classes", "top_k_reasons"):
+            if (value := getattr(self, name)) < 0:
+                raise InvalidInputError(name, f"is {value}; expected 0 (the default) or more")
+
+    def includes(self, row: str) -> bool:
+        """Whether `row` is wanted."""
+        return not self.rows or row in self.rows
+
+
+def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted: Wanted) -> Explanation:
+    """Explain picture `row` of a batch.
+
+    Args:
+        manifest: what the model's outputs mean.
+        outputs: the model's output tensors by name, batch first.
+        row: which picture of the batch.
+        frame: the size of that picture, to which positions refer.
+        wanted: what to include.
+    """
+    logits = outputs[manifest.scores.tensor][row]
+    top_k_classes = min(wanted.top_k_classes or DEFAULT_TOP_K_CLASSES, manifest.max_classes)
+    top_k_reasons = wanted.top_k_reasons or DEFAULT_TOP_K_REASONS
+    fired = {}
+    if manifest.parts is not None and (wanted.includes("parts") or wanted.includes("class_features")):
+        fired = parts.decode(manifest.parts, manifest.classes, outputs, row, frame)
+    return Explanation(
+        predictions=_predictions(manifest, logits, top_k_classes),
+        width=frame.width,
+        height=frame.height,
+        parts=Parts(tuple(fired.values())[:top_k_reasons], manifest.parts.layer)
+        if manifest.parts is not None and wanted.includes("parts")
+        else None,
+        class_features=class_features.decode(
+            manifest.class_features, logits, manifest.classes, outputs, row, fired, top_k_classes, top_k_reasons
+        )
+        if manifest.class_features is not None and wanted.includes("class_features")
+        else None,
+    )
+
+
+def probabilities(scores: Scores, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Apply the model's activation over the last axis, in float64 so that nothing overflows."""
+    values = logits.astype(np.float64)
+    if scores.activation == "sigmoid":
+        return np.where(values >= 0, 1, np.exp(-abs(values))) / (1 + np.exp(-abs(values)))
+    exponentials = np.exp(values - values.max(axis=-1, keepdims=True))
+    shares: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _predictions(manifest: Manifest, logits: npt.NDArray[np.float32], count: int) -> tuple[Prediction, ...]:
+    probability = probabilities(manifest.scores, logits)
+    order = np.argsort(-logits, kind="stable")[:count]  # ties: lowest class first, as in the graph's TopK
+    return tuple(
+        Prediction(int(c), manifest.classes[c], float(logits[c]), float(probability[c])) for c in order
+    )

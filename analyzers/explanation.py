@@ -1,0 +1,127 @@
+"""The Explanation: what one picture's answer says. Plain values, the same in the server and in the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box in pixels of the picture that was sent."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class and how much the model believes in it.
+
+    Attributes:
+        class_index: number of the class.
+        class_name: its name.
+        logit: value before the activation.
+        probability: 0..1, by the model's activation over all classes.
+    """
+
+    class_index: int
+    class_name: str
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One filter that fired, and where.
+
+    Attributes:
+        filter: number of the filter in its layer.
+        score: its highest activation, > 0.
+        x: centre of the peak's cell, pixels from the left of the picture that was sent.
+        y: the same from the top.
+        cell: the peak's grid cell.
+        receptive_field: everything that the peak can depend on.
+        learned_for: class that the filter was learned for, or "".
+    """
+
+    filter: int
+    score: float
+    x: float
+    y: float
+    cell: Box
+    receptive_field: Box
+    learned_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Filters of one layer that fired, strongest first."""
+
+    parts: tuple[Part, ...]
+    layer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One feature's share in one logit.
+
+    Attributes:
+        feature: number of the feature.
+        contribution: weight x feature, signed, in logits.
+        activation: the pooled feature itself.
+        part: the filter behind it and where it fired, if the model can tell and it did.
+    """
+
+    feature: int
+    contribution: float
+    activation: float
+    part: Part | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Adds up to a logit: sum of contributions + omitted + rest + bias = logit.
+
+    Attributes:
+        class_index: number of the class.
+        class_name: its name.
+        logit: what the ledger adds up to.
+        contributions: class-specific features, largest absolute contribution first.
+        omitted: class-specific features that were not asked for.
+        rest: all other features; 0 for a decomposed final layer.
+        bias: the class's bias.
+    """
+
+    class_index: int
+    class_name: str
+    logit: float
+    contributions: tuple[Contribution, ...]
+    omitted: float
+    rest: float
+    bias: float
+
+    @property
+    def total(self) -> float:
+        """What the entries add up to; equals `logit` up to rounding."""
+        return sum(entry.contribution for entry in self.contributions) + self.omitted + self.rest + self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What the model says about one picture, and why.
+
+    Attributes:
+        predictions: the best classes, most probable first.
+        width: width in pixels of the picture that positions refer to.
+        height: its height.
+        parts: which filters fired where; None if not asked for or not to be had.
+        class_features: one ledger for each of `predictions`; None alike.
+    """
+
+    predictions: tuple[Prediction, ...]
+    width: int
+    height: int
+    parts: Parts | None = None
+    class_features: tuple[Ledger, ...] | None = None

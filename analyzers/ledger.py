@@ -1,0 +1,40 @@
+"""An Explanation as text: the prediction, and the ledger that adds up to its logit."""
+
+from __future__ import annotations
+
+from analyzers.explanation import Contribution, Explanation, Ledger
+
+
+def render(explanation: Explanation, title: str = "") -> str:
+    """Return the text of an explanation: best class first, then its ledger, then the runners-up."""
+    best, *others = explanation.predictions
+    head = f"{best.class_name}  {best.probability:.1%}"
+    lines = [f"{title}: {head}" if title else head]
+    if explanation.class_features:
+        lines += _ledger(explanation.class_features[0])
+    if explanation.parts is not None and not explanation.class_features:
+        lines += [
+            f"  filter {part.filter} fired at ({part.x:.0f}, {part.y:.0f}), score {part.score:.2f}"
+            for part in explanation.parts.parts
+        ]
+    if others:
+        lines.append("  not: " + ", ".join(f"{other.class_name} {other.probability:.1%}" for other in others))
+    return "\n".join(lines)
+
+
+def _ledger(ledger: Ledger) -> list[str]:
+    entries = [(entry.contribution, describe(entry)) for entry in ledger.contributions]
+    if ledger.omitted:
+        entries.append((ledger.omitted, "class features not listed"))
+    entries += [(ledger.rest, "rest (all other features)"), (ledger.bias, "bias")]
+    lines = [f"  {amount:+8.3f}  {what}" for amount, what in entries]
+    return [*lines, f"  {'-' * 8}", f"  {ledger.total:+8.3f}  = logit of {ledger.class_name} ({ledger.logit:+.3f})"]
+
+
+def describe(entry: Contribution) -> str:
+    """Say in a few words what a contribution is."""
+    part = entry.part
+    if part is None:
+        return f"feature {entry.feature}" + (" (did not fire)" if entry.activation == 0 else "")
+    place = f"{part.filter} at ({part.x:.0f}, {part.y:.0f})"
+    return f"part {place}, learned for {part.learned_for}" if part.learned_for else f"filter {place}"

@@ -1,0 +1,173 @@
+"""The Manifest: what a model file says about itself, kept as JSON in its metadata under `pellucid.manifest`.
+
+Names and labels only; numbers (weights, tables) live in the graph. A file with a manifest and no rows is a
+plain classifier that can be served, and to which explanations can be attached.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from analyzers.errors import ModelError
+
+SCHEMA = 1
+METADATA_KEY = "pellucid.manifest"
+ROWS = ("parts", "explanatory_graph", "class_features")
+
+Triple = tuple[float, float, float]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelInput(_Section):
+    """The pictures that the graph takes: float32 (batch, 3, height, width)."""
+
+    tensor: str
+    height: PositiveInt
+    width: PositiveInt
+    channels: Literal["RGB"] = "RGB"
+    value_range: tuple[float, float] = (0.0, 1.0)
+    resize: Literal["stretch"] = "stretch"
+    mean: Triple = (0.0, 0.0, 0.0)
+    """Subtracted inside the graph, per channel, in units of the value range."""
+    std: Triple = (1.0, 1.0, 1.0)
+    """Divided by inside the graph, per channel."""
+
+
+class Scores(_Section):
+    """The tensor of class scores before the activation: float32 (batch, classes)."""
+
+    tensor: str
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+
+
+class Grid(_Section):
+    """From the cells of a conv map to pixels of the model's input; every pair is (vertical, horizontal)."""
+
+    cells: tuple[PositiveInt, PositiveInt]
+    stride: tuple[float, float]
+    """Pixels from one cell to the next."""
+    offset: tuple[float, float]
+    """Centre of the first cell in pixels, where 0 is the picture's edge and 0.5 the first pixel's centre."""
+    receptive_field: tuple[float, float]
+    """Extent in pixels of what one cell can depend on."""
+
+
+class Parts(_Section):
+    """Where the filters of one conv layer fired (arXiv 1710.00935)."""
+
+    layer: str
+    """The conv map that was measured, before any mask."""
+    cell: str
+    """Output, int64 (batch, filters): row-major index of each map's first highest cell."""
+    score: str
+    """Output, float32 (batch, filters): the value there."""
+    grid: Grid
+    filters: PositiveInt
+    interpretable: bool
+    """Whether the layer was trained with part templates; otherwise these are an ordinary layer's peaks."""
+    learned_for: tuple[int, ...] | None = None
+    """Class of each filter, where filters were learned for classes."""
+
+    @model_validator(mode="after")
+    def _one_class_a_filter(self) -> Parts:
+        if self.learned_for is not None and len(self.learned_for) != self.filters:
+            raise ValueError(f"learned_for has {len(self.learned_for)} entries for {self.filters} filters")
+        return self
+
+
+class ClassFeatures(_Section):
+    """Contributions of class-specific features (arXiv 2112.07719) for the best `max_classes` classes."""
+
+    classes: str
+    """Output, int64 (batch, max_classes): class numbers, highest logit first."""
+    features: str
+    """Output, int64 (batch, max_classes, k, 1): feature numbers; -1 pads classes with fewer than k."""
+    activations: str
+    """Output, float32 (batch, max_classes, k): values of those features."""
+    contributions: str
+    """Output, float32 (batch, max_classes, k): weight x value, in logits."""
+    rest: str
+    """Output, float32 (batch, all classes): contribution of every other feature."""
+    bias: str
+    """Output, float32 (batch, max_classes)."""
+    max_classes: PositiveInt
+    k1: PositiveInt | None
+    """Features counted per picture when the sets were found; null for sets that came from outside."""
+    k2: PositiveInt
+    """Features per class."""
+    rule: Literal["feature", "contribution", "given"]
+    """What was ranked: the pooled feature (the paper), weight x feature, or nothing (given index sets)."""
+    features_are_filters: bool
+    """Whether feature j is the pooled map of filter j of `parts`."""
+
+
+class Provenance(_Section):
+    """Where a model came from."""
+
+    producer: str
+    data: str = ""
+    data_fingerprint: str = ""
+    pictures: int = 0
+
+
+class Manifest(_Section):
+    """What a model file says about itself."""
+
+    schema_version: Literal[1] = Field(alias="schema", default=1)
+    input: ModelInput
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    scores: Scores
+    provenance: Provenance
+    parts: Parts | None = None
+    class_features: ClassFeatures | None = None
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The rows that this model can explain, in the order of `ROWS`."""
+        return tuple(row for row in ROWS if getattr(self, row, None) is not None)
+
+    @property
+    def max_classes(self) -> int:
+        """How many classes one answer can hold."""
+        return len(self.classes) if self.class_features is None else self.class_features.max_classes
+
+    def to_json(self) -> str:
+        """Return the text that goes into the file; equal manifests give equal text."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> Manifest:
+        """Read the manifest of a model file's metadata.
+
+        Raises:
+            ModelError: there is none, it is damaged, or its schema is not the one this version reads.
+        """
+        text = metadata.get(METADATA_KEY)
+        if text is None:
+            raise ModelError(
+                f"the file has no '{METADATA_KEY}' in its metadata, so nothing says what its outputs mean;"
+                " make it with `pellucid-train` or `pellucid-analyze attach`"
+            )
+        try:
+            document = json.loads(text)
+            schema = document["schema"]
+        except (ValueError, TypeError, KeyError):
+            raise ModelError("the manifest is not JSON with a 'schema'; attach the explanations anew") from None
+        if schema != SCHEMA:
+            raise ModelError(
+                f"the manifest has schema {str(schema)[:20]}, this version reads schema {SCHEMA};"
+                " attach the explanations anew or use another version"
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the whole"
+            raise ModelError(f"the manifest is wrong at {place}: {first['msg']}") from None

@@ -1,0 +1,221 @@
+"""Labelled pictures on disk: `.npz` packs and folders with one sub-folder a class.
+
+A pack holds `image` (bytes of the encoded pictures, one after the other), `offsets`, `label`, `names`
+and `split` (0 train, 1 test), and optionally `picture_id` and part marks; `docs/data.md` describes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzers.errors import DataError
+from analyzers.files import write_atomically
+from analyzers.pixels import UInt8Array, decode
+
+SPLITS = ("train", "test")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class PartMarks:
+    """Where marked parts are, in shares (0..1) of the picture's width and height.
+
+    Attributes:
+        names: the P parts that are marked.
+        xy: (pictures, P, 2) float32 centres (x, y); NaN where a part is not marked.
+        box: (pictures, P, 4) float32 boxes x0, y0, x1, y1; NaN alike.
+    """
+
+    names: tuple[str, ...]
+    xy: Float32Array
+    box: Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Encoded pictures with labels.
+
+    Attributes:
+        names: class names by label.
+        encoded: one JPEG, PNG or WebP file for each picture.
+        label: (pictures,) int64 into `names`.
+        split: (pictures,) int64 into `SPLITS`.
+        group: (pictures,) int64, equal for pictures that must not be on both sides of a split.
+        parts: part marks, if there are any.
+    """
+
+    names: tuple[str, ...]
+    encoded: tuple[bytes, ...]
+    label: Int64Array
+    split: Int64Array
+    group: Int64Array
+    parts: PartMarks | None = None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def take(self, rows: Int64Array) -> Pictures:
+        """Return the pictures at `rows`, in that order."""
+        parts = self.parts
+        return replace(
+            self,
+            encoded=tuple(self.encoded[row] for row in rows),
+            label=self.label[rows],
+            split=self.split[rows],
+            group=self.group[rows],
+            parts=None if parts is None else PartMarks(parts.names, parts.xy[rows], parts.box[rows]),
+        )
+
+    def of_split(self, split: str) -> Pictures:
+        """Return the pictures of one split, or of "all".
+
+        Raises:
+            DataError: there is no such split, or no picture in it.
+        """
+        if split == "all":
+            return self
+        if split not in SPLITS:
+            raise DataError(f"unknown split '{split}'; there are {', '.join(SPLITS)} and all")
+        rows = np.flatnonzero(self.split == SPLITS.index(split))
+        if not len(rows):
+            raise DataError(f"the data has no picture in its {split} split; 'all' takes every picture")
+        return self.take(rows)
+
+    def relabelled(self, names: tuple[str, ...]) -> Pictures:
+        """Return the same pictures with labels into `names`, matched by name.
+
+        Raises:
+            DataError: the classes are not the same.
+        """
+        if self.names == names:
+            return self
+        if set(self.names) != set(names) or len(self.names) != len(names):
+            strange = sorted(set(self.names) ^ set(names))[:5]
+            raise DataError(f"the data's classes are not the model's; only one of them has {', '.join(strange)}")
+        order = np.array([names.index(name) for name in self.names], np.int64)
+        return replace(self, names=names, label=order[self.label])
+
+    def decoded(self, height: int, width: int) -> UInt8Array:
+        """Decode all pictures to (pictures, height, width, 3) uint8."""
+        pixels = np.empty((len(self), height, width, 3), np.uint8)
+        for row, encoded in enumerate(self.encoded):
+            pixels[row] = decode(encoded, height, width, field=f"picture {row}").pixels
+        return pixels
+
+    def batches(self, height: int, width: int, size: int) -> Iterator[UInt8Array]:
+        """Decode `size` pictures at a time, so that memory stays bounded; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield self.take(np.arange(start, min(start + size, len(self)))).decoded(height, width)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 over the pictures, labels and class names, hexadecimal."""
+        digest = hashlib.sha256("\0".join(self.names).encode())
+        digest.update(self.label.astype("<i8").tobytes())
+        for encoded in self.encoded:
+            digest.update(hashlib.sha256(encoded).digest())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write a pack; the file appears whole or not at all."""
+        arrays = {
+            "image": np.frombuffer(b"".join(self.encoded), np.uint8),
+            "offsets": np.cumsum([0, *map(len, self.encoded)], dtype=np.int64),
+            "label": self.label.astype(np.uint8 if len(self.names) <= 256 else np.int64),
+            "split": self.split.astype(np.uint8),
+            "names": np.array(self.names),
+            "picture_id": self.group,
+        }
+        if self.parts is not None:
+            arrays |= {
+                "part_names": np.array(self.parts.names),
+                "part_xy": self.parts.xy,
+                "part_box": self.parts.box,
+            }
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        write_atomically(path, buffer.getvalue())
+
+
+def read_pictures(path: Path) -> Pictures:
+    """Read a `.npz` pack, or a folder `[train/|test/]<class>/<picture>`.
+
+    Raises:
+        DataError: there is nothing there, or it is neither.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if path.is_file():
+        return _read_pack(path)
+    raise DataError(f"there is no data at {path}; expected a .npz pack or a folder with one sub-folder a class")
+
+
+def _read_pack(path: Path) -> Pictures:
+    try:
+        with np.load(path, allow_pickle=False) as pack:
+            arrays = {name: pack[name] for name in pack.files if name in _ARRAYS}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError):
+        raise DataError(f"{path} is not a .npz pack, or a truncated one") from None
+    missing = [name for name in ("image", "offsets", "label", "names") if name not in arrays]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; a pack has image, offsets, label, names and split")
+    offsets, label = arrays["offsets"], arrays["label"].astype(np.int64)
+    names = tuple(str(name) for name in arrays["names"])
+    image = arrays["image"]
+    if len(offsets) != len(label) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(image) or offsets[0] < 0:
+        raise DataError(f"{path}: offsets do not fit {len(label)} labels and {len(image)} bytes of pictures")
+    if len(label) and not 0 <= label.min() <= label.max() < len(names):
+        raise DataError(f"{path}: labels reach {label.max()} but there are {len(names)} names")
+    parts = None
+    if "part_names" in arrays and "part_xy" in arrays and "part_box" in arrays:
+        parts = PartMarks(tuple(map(str, arrays["part_names"])), arrays["part_xy"], arrays["part_box"])
+    raw = image.tobytes()
+    return Pictures(
+        names=names,
+        encoded=tuple(raw[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)),
+        label=label,
+        split=arrays.get("split", np.zeros(len(label))).astype(np.int64),
+        group=arrays.get("picture_id", np.arange(len(label))).astype(np.int64),
+        parts=parts,
+    )
+
+
+_ARRAYS = frozenset(
+    "image offsets label names split picture_id part_names part_xy part_box".split()
+)
+
+
+def _read_folder(path: Path) -> Pictures:
+    roots = [(path / name, number) for number, name in enumerate(SPLITS) if (path / name).is_dir()]
+    roots = roots or [(path, SPLITS.index("train"))]
+    names = sorted({child.name for root, _ in roots for child in root.iterdir() if child.is_dir()})
+    files = [
+        (file, names.index(folder.name), split)
+        for root, split in roots
+        for folder in sorted(root.iterdir())
+        if folder.is_dir()
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in SUFFIXES
+    ]
+    if not files:
+        raise DataError(
+            f"{path} holds no pictures; expected one sub-folder a class with {', '.join(SUFFIXES)} files in it,"
+            " or such a tree below train/ and test/"
+        )
+    return Pictures(
+        names=tuple(names),
+        encoded=tuple(file.read_bytes() for file, _, _ in files),
+        label=np.array([label for _, label, _ in files], np.int64),
+        split=np.array([split for _, _, split in files], np.int64),
+        group=np.arange(len(files), dtype=np.int64),
+    )

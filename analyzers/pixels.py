@@ -1,0 +1,111 @@
+"""From encoded pictures to the numbers that a model takes: one implementation for training, fitting and serving."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from analyzers.errors import InvalidInputError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+DEFAULT_MAX_PIXELS = 50_000_000
+
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture at the model's size, and the size it came in.
+
+    Attributes:
+        pixels: (height, width, 3) uint8, RGB.
+        source_width: width before resizing, in pixels, after the EXIF orientation.
+        source_height: height before resizing, in pixels, after the EXIF orientation.
+    """
+
+    pixels: UInt8Array
+    source_width: int
+    source_height: int
+
+
+def decode(
+    encoded: bytes,
+    height: int,
+    width: int,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    field: str = "image",
+) -> Picture:
+    """Decode a JPEG, PNG or WebP file and stretch it to `height` x `width` (bilinear, antialiased).
+
+    Args:
+        encoded: the file's bytes.
+        height: the model's input height in pixels.
+        width: the model's input width in pixels.
+        max_pixels: refuse pictures whose header promises more; checked before any pixel is decoded.
+        field: how to name the picture in an error.
+
+    Raises:
+        InvalidInputError: the bytes are no such picture, are truncated, or promise too many pixels.
+    """
+    if not encoded:
+        raise InvalidInputError(field, "is empty; expected the bytes of a JPEG, PNG or WebP file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    raise InvalidInputError(
+                        field,
+                        f"is {image.width} x {image.height} pixels, more than the limit of {max_pixels};"
+                        " send a smaller picture",
+                    )
+                rgb = _to_rgb(image)
+                source_width, source_height = rgb.size
+                if (source_width, source_height) != (width, height):
+                    rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+                return Picture(np.asarray(rgb), source_width, source_height)
+    except UnidentifiedImageError:
+        raise InvalidInputError(
+            field, f"is not a picture of a known format ({len(encoded)} bytes); expected JPEG, PNG or WebP"
+        ) from None
+    except (Image.DecompressionBombError, MemoryError):
+        raise InvalidInputError(
+            field, f"would decode to far more than the limit of {max_pixels} pixels; send a smaller picture"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+        # Pillow's decoders raise any of these on damaged files.
+        raise InvalidInputError(
+            field, f"cannot be decoded ({str(error)[:120] or type(error).__name__}); the file is damaged or truncated"
+        ) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Turn upright by EXIF, bring 16-bit grey to 8 bits and drop alpha."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    rgb = image.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_model_input(pixels: UInt8Array) -> Float32Array:
+    """Turn uint8 pictures (batch, height, width, 3) into the model's float32 (batch, 3, height, width) in 0..1."""
+    return np.divide(pixels.transpose(0, 3, 1, 2), np.float32(255), dtype=np.float32, order="C")

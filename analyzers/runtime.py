@@ -1,0 +1,157 @@
+"""The one place that loads ONNX Runtime: telemetry off, the right wheel, the device that was asked for."""
+
+from __future__ import annotations
+
+import os
+
+# Read once, at import: ONNX Runtime >= 1.29 otherwise opens a data base in the home directory and looks up hosts.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from analyzers.errors import ModelError, PellucidError
+from analyzers.manifest import Manifest
+
+Device = Literal["auto", "cpu", "gpu"]
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+WHEELS = ("onnxruntime", "onnxruntime-gpu")
+
+
+class RuntimeNotReadyError(PellucidError):
+    """ONNX Runtime is absent, installed twice, or lacks the device that was asked for."""
+
+
+def _installed(wheel: str) -> bool:
+    try:
+        version(wheel)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def check_wheels(installed: Iterable[str]) -> None:
+    """Refuse an environment in which pip has put both ONNX Runtime wheels over each other, or none.
+
+    Raises:
+        RuntimeNotReadyError: saying what to install or to remove.
+    """
+    found = sorted(installed)
+    if not found:
+        raise RuntimeNotReadyError(
+            "ONNX Runtime is not installed; install pellucid[cpu], or pellucid[gpu] on a machine with CUDA"
+        )
+    if len(found) > 1:
+        raise RuntimeNotReadyError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files;"
+            " uninstall both, then install exactly one of pellucid[cpu] and pellucid[gpu]"
+        )
+
+
+check_wheels(wheel for wheel in WHEELS if _installed(wheel))
+
+import onnxruntime as ort  # noqa: E402 (the telemetry switch and the check must come first)
+
+ort.set_default_logger_severity(3)  # errors only; they come as exceptions with a sentence of ours
+
+
+def providers(device: Device) -> list[str]:
+    """Return the execution providers for a device, best first.
+
+    Raises:
+        RuntimeNotReadyError: the GPU was asked for and this ONNX Runtime has no CUDA provider.
+    """
+    if device == "cpu":
+        return [CPU]
+    if CUDA in ort.get_available_providers():
+        ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
+        return [CUDA, CPU]
+    if device == "gpu":
+        raise RuntimeNotReadyError(
+            "the GPU was asked for, but this ONNX Runtime has no CUDA provider; install pellucid[gpu] or use the CPU"
+        )
+    return [CPU]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A loaded model file.
+
+    Attributes:
+        session: ONNX Runtime's own session.
+        provider: the execution provider that runs it.
+    """
+
+    session: ort.InferenceSession
+    provider: str
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file's metadata."""
+        return dict(self.session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return tuple(output.name for output in self.session.get_outputs())
+
+    def run(self, feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Run once and return every output by name.
+
+        Raises:
+            ModelError: the graph refused these inputs or failed.
+        """
+        try:
+            values = self.session.run(None, dict(feeds))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise ModelError(f"the model failed to run: {str(error)[:300]}") from None
+        return dict(zip(self.outputs, values, strict=True))
+
+    def run_images(self, manifest: Manifest, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        """Run a batch of pictures, float32 (batch, 3, height, width)."""
+        return self.run({manifest.input.tensor: images})
+
+
+def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 0) -> Session:
+    """Load a model file.
+
+    Args:
+        model: path of the file, or its content.
+        device: "auto" takes the GPU if there is one; "gpu" refuses to fall back to the CPU.
+        threads: threads within one run; 0 takes every core.
+
+    Raises:
+        ModelError: the file is missing, truncated or not a model that ONNX Runtime can run.
+        RuntimeNotReadyError: the GPU was asked for and cannot be had.
+    """
+    if isinstance(model, Path):
+        try:
+            model = model.read_bytes()
+        except OSError as error:
+            raise ModelError(f"the file cannot be read: {error.strerror}") from None
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave the cores alone
+    chosen = providers(device)
+    if device == "gpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(model, options, providers=chosen)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        if device == "gpu":
+            raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {str(error)[:300]}") from None
+        raise ModelError(f"ONNX Runtime cannot load the file: {_first_line(error)}") from None
+    return Session(session, session.get_providers()[0])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

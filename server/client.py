@@ -1,0 +1,152 @@
+"""A client for `pellucid.v1`: pictures in, Explanations out. Loads neither ONNX Runtime nor an image decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from analyzers.errors import InvalidInputError, PellucidError
+from analyzers.explanation import Explanation
+from pellucid.v1 import explain_pb2 as pb
+from pellucid.v1 import explain_pb2_grpc as pb_grpc
+from server.convert import from_message
+
+Image = bytes | str | Path | npt.NDArray[Any]
+
+DEFAULT_TIMEOUT_SECONDS = 30.0
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+
+class ServerError(PellucidError):
+    """The server answered with an error, or could not be reached.
+
+    Attributes:
+        code: the gRPC status.
+    """
+
+    def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
+        super().__init__(f"{code.name}: {sentence}")
+        self.code = code
+
+
+class Client:
+    """Asks one server; thread-safe, and a context manager that closes its channel.
+
+    Args:
+        target: "HOST:PORT".
+        timeout_seconds: how long a call may take.
+    """
+
+    def __init__(self, target: str, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        self._channel = grpc.insecure_channel(
+            target,
+            options=[
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ],
+        )
+        self._stub = pb_grpc.ExplainServiceStub(self._channel)
+        self._timeout = timeout_seconds
+
+    def explain(
+        self,
+        images: Image | Sequence[Image],
+        *,
+        model: str = "",
+        version: str = "",
+        rows: Sequence[str] = (),
+        top_k_classes: int = 0,
+        top_k_reasons: int = 0,
+    ) -> list[Explanation]:
+        """Predict and explain pictures, all in one run of the model.
+
+        Args:
+            images: encoded pictures (bytes), paths of picture files, or arrays (height, width, 3), uint8 or float
+                in 0..1, of the model's own size; one of them, a sequence of one kind, or an array
+                (batch, height, width, 3).
+            model: name of the model; may be left out where the server has only one.
+            version: version of the model; the highest where left out.
+            rows: which rows are wanted; all where left out.
+            top_k_classes: how many classes, best first; 0 means 5.
+            top_k_reasons: how many reasons per row and class, strongest first; 0 means 10.
+
+        Raises:
+            ServerError: the server refused or could not be reached; `code` says how.
+            InvalidInputError: the pictures are of mixed or unknown kinds.
+            OSError: a picture file cannot be read.
+        """
+        request = pb.ExplainRequest(
+            model=model, version=version, rows=rows, top_k_classes=top_k_classes, top_k_reasons=top_k_reasons
+        )
+        _put_images(request, images)
+        response: pb.ExplainResponse = self._call(self._stub.Explain, request)
+        return [from_message(message) for message in response.explanations]
+
+    def list_models(self) -> list[pb.ModelStatus]:
+        """Return the status of every model version."""
+        response: pb.ListModelsResponse = self._call(self._stub.ListModels, pb.ListModelsRequest())
+        return list(response.models)
+
+    def get_model(self, model: str = "", version: str = "") -> pb.GetModelResponse:
+        """Return what one model takes, knows and can explain."""
+        response: pb.GetModelResponse = self._call(
+            self._stub.GetModel, pb.GetModelRequest(model=model, version=version)
+        )
+        return response
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:  # noqa: ANN401 (each stub has its own types)
+        try:
+            return method(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise ServerError(error.code(), error.details() or "no details") from None
+
+
+def _put_images(request: pb.ExplainRequest, images: Image | Sequence[Image]) -> None:
+    """Put encoded pictures or a tensor into the request."""
+    if isinstance(images, np.ndarray):
+        _put_tensor(request, images if images.ndim == 4 else images[None])
+        return
+    items = [images] if isinstance(images, bytes | str | Path) else list(images)
+    if items and all(isinstance(item, np.ndarray) for item in items):
+        shapes = {np.shape(item) for item in items}
+        if len(shapes) > 1:
+            raise InvalidInputError("images", f"have different shapes {sorted(shapes)[:3]}; expected one shape")
+        _put_tensor(request, np.stack(items))
+        return
+    for item in items:
+        if isinstance(item, str | Path):
+            request.encoded_images.append(Path(item).read_bytes())
+        elif isinstance(item, bytes):
+            request.encoded_images.append(item)
+        else:
+            raise InvalidInputError("images", f"hold a {type(item).__name__}; expected bytes, paths or arrays, not mixed")
+
+
+def _put_tensor(request: pb.ExplainRequest, array: npt.NDArray[Any]) -> None:
+    if array.dtype == np.uint8:
+        request.tensor.data_type = pb.ImageTensor.DATA_TYPE_UINT8
+    elif np.issubdtype(array.dtype, np.floating):
+        request.tensor.data_type = pb.ImageTensor.DATA_TYPE_FLOAT32
+        array = array.astype("<f4")
+    else:
+        raise InvalidInputError("images", f"are arrays of {array.dtype}; expected uint8, or floats in 0..1")
+    request.tensor.shape.extend(array.shape)
+    request.tensor.data = np.ascontiguousarray(array).tobytes()

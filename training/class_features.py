@@ -1,0 +1,35 @@
+"""`class_features`: a final layer decomposed into class subspaces (Decomposing the Deep, arXiv 2112.07719)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from analyzers.class_features import Head, Int64Array, membership
+
+
+class DecomposedHead(nn.Linear):
+    """A final layer in which each class reads only its own features; a dense layer until `decompose` is called.
+
+    Attributes:
+        mask: (classes, features), 1 where a class reads a feature.
+    """
+
+    mask: Tensor
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes)
+        self.register_buffer("mask", torch.ones(classes, features))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(batch, features) -> (batch, classes)."""
+        return F.linear(pooled, self.weight * self.mask, self.bias)
+
+    def head(self) -> Head:
+        """Return the layer's numbers, masked."""
+        return Head((self.weight * self.mask).detach().cpu().numpy(), self.bias.detach().cpu().numpy())
+
+    def decompose(self, sets: Int64Array) -> None:
+        """Let each class read only the features of its set, (classes, k)."""
+        self.mask.copy_(torch.from_numpy(membership(self.head(), sets)))

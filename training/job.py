@@ -1,0 +1,147 @@
+"""Job: the configuration of a training run, a TOML file plus `--section.key VALUE` from the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from analyzers.class_features import Rule
+from analyzers.errors import PellucidError
+from analyzers.manifest import Triple
+from training.backbones import BACKBONES
+from training.network import IMAGENET_MEAN, IMAGENET_STD
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class JobError(PellucidError):
+    """A job file or an override is wrong."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(_Section):
+    """Which pictures to learn from."""
+
+    path: Path | None = Field(None, description="pack or folder; the drawn creatures where left out")
+    size: Count = Field(64, description="height and width in pixels that pictures are brought to")
+    creatures: Count = Field(5000, description="how many creatures to draw; a quarter is the test split")
+
+
+class Model(_Section):
+    """What to learn."""
+
+    backbone: str = Field("small", description=f"one of {', '.join(BACKBONES)}")
+    filters: Annotated[int, Field(ge=0)] = Field(64, description="filters of the interpretable layer; 0 for none")
+    beta: Annotated[float, Field(gt=0)] = Field(4.0, description="steepness of the part templates")
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in BACKBONES:
+            raise ValueError(f"there is no backbone '{name}'; there are {', '.join(BACKBONES)}")
+        return name
+
+
+class Train(_Section):
+    """How to learn."""
+
+    epochs: Count = Field(12, description="passes over the training pictures")
+    batch_size: Count = 64
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak of the one-cycle schedule")
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-2
+    filter_loss: Literal["plain"] = "plain"
+    filter_weight: Annotated[float, Field(ge=0)] = Field(0.05, description="lambda of the filter loss; 0 for none")
+    filter_decay: bool = Field(True, description="divide lambda by the number of the epoch, as the paper does")
+    filter_start: Count = Field(1, description="first epoch with the mask and the filter loss")
+    shift: Share = Field(0.08, description="random shift, share of the side")
+    zoom: Share = Field(0.1, description="random change of scale")
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0 leaves it to torch")
+
+
+class Head(_Section):
+    """How to decompose the final layer."""
+
+    k1: Count = Field(5, description="features counted per picture")
+    k2: Count = Field(5, description="class-specific features per class")
+    rule: Rule = Field("contribution", description="what ranks a feature")
+    decompose: bool = Field(True, description="keep only the class features and fine-tune; else the full layer stays")
+    epochs: Count = Field(3, description="passes of fine-tuning")
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+
+
+class Job(_Section):
+    """A training run; writes `<output>/<name>/<version>/model.onnx` and `report.json`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: Annotated[str, Field(pattern=r"^[0-9]+$")] = "1"
+    output: Path = Path("models")
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    head: Head = Head()
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.output / self.name / self.version
+
+
+def read_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """Read a job file and apply `--section.key VALUE` or `--section.key=VALUE` overrides.
+
+    Raises:
+        JobError: the file is not there or not TOML, or a key or value is wrong; every one is named.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"{path} is not TOML: {error}") from None
+    _override(document, list(overrides))
+    try:
+        return Job.model_validate(document)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:5])
+        raise JobError(f"{path}: {wrong}") from None
+
+
+def _override(document: dict[str, Any], overrides: list[str]) -> None:
+    while overrides:
+        option = overrides.pop(0)
+        if not option.startswith("--"):
+            raise JobError(f"unexpected '{option}'; overrides look like --train.epochs 3")
+        key, equals, value = option[2:].partition("=")
+        if not equals:
+            if not overrides:
+                raise JobError(f"{option} lacks a value")
+            value = overrides.pop(0)
+        *sections, last = key.replace("-", "_").split(".")
+        place = document
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise JobError(f"{option}: '{section}' is not a section")
+        place[last] = value
+
+
+def describe() -> str:
+    """Return every key with its default, for `--help`."""
+    lines = ["keys (override any as --section.key VALUE):", "  --output DIR  --name NAME  --version N"]
+    for section in ("data", "model", "train", "head"):
+        fields = Job.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+        for name, field in fields.items():
+            about = f"  {field.description}" if field.description else ""
+            lines.append(f"  --{section}.{name} (default {field.default}){about}")
+    return "\n".join(lines)
