@@ -80,7 +80,7 @@ def _read(path: Path) -> bytes:
 
 
 def _attach(options: argparse.Namespace) -> None:
-    """Find the class-specific features on labelled pictures, add the explanation outputs, prove them, write the file."""
+    """Find the class features on labelled pictures, add the explanation outputs, prove them, write the file."""
     pictures = read_pictures(options.data)
     names = cli.read_names(options.names) if options.names else pictures.names
     plain = read_plain(_read(options.model), names=names, mean=options.mean, std=options.std, size=options.size)
@@ -153,17 +153,23 @@ def _inspect(options: argparse.Namespace) -> None:
         return
     size = manifest.input
     classes = ", ".join(manifest.classes[:8]) + (" ..." if len(manifest.classes) > 8 else "")
-    print(f"input           {size.tensor}: {size.channels} {size.height} x {size.width}, mean {size.mean}, std {size.std}")
+    print(
+        f"input           {size.tensor}: {size.channels} {size.height} x {size.width}, mean {size.mean}, std {size.std}"
+    )
     print(f"classes         {len(manifest.classes)}: {classes}")
     print(f"producer        {manifest.provenance.producer}")
     print(f"rows            {', '.join(manifest.rows) or 'none (a plain classifier)'}")
     if (parts := manifest.parts) is not None:
         kind = "interpretable" if parts.interpretable else "ordinary"
-        print(f"parts           {parts.filters} filters of the {kind} layer {parts.layer}, {parts.grid.cells} cells,"
-              f" stride {parts.grid.stride}, receptive field {parts.grid.receptive_field}")
+        print(
+            f"parts           {parts.filters} filters of the {kind} layer {parts.layer}, {parts.grid.cells} cells,"
+            f" stride {parts.grid.stride}, receptive field {parts.grid.receptive_field}"
+        )
     if (features := manifest.class_features) is not None:
-        print(f"class_features  {features.k2} of each class (k1 = {features.k1}, rule {features.rule}),"
-              f" ledgers for {features.max_classes} classes")
+        print(
+            f"class_features  {features.k2} of each class (k1 = {features.k1}, rule {features.rule}),"
+            f" ledgers for {features.max_classes} classes"
+        )
     print(f"fitted on       {manifest.provenance.pictures} pictures of {manifest.provenance.data or 'nothing'}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from analyzers import __version__, class_features, manifest, parts
-from analyzers.class_features import Head, Histogram, Int64Array, split_head
+from analyzers.class_features import Histogram, Int64Array, split_head
 from analyzers.errors import ModelError
 from analyzers.graph import Classifier, Graph, find_classifier, grid_of
 from analyzers.manifest import METADATA_KEY, Manifest, ModelInput, Provenance, Scores
@@ -152,9 +153,7 @@ def _picture_input(
     shape = [d.dim_value or "?" for d in dimensions]
     if value.type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4 or shape[1] not in (3, "?"):
         raise ModelError(f"the input '{value.name}' has shape {shape}; expected float32 (batch, 3, height, width)")
-    height, width = (
-        (d.dim_value or (0 if size is None else size[axis])) for axis, d in enumerate(dimensions[2:4])
-    )
+    height, width = ((d.dim_value or (0 if size is None else size[axis])) for axis, d in enumerate(dimensions[2:4]))
     if not height or not width:
         raise ModelError(f"the input '{value.name}' leaves its size open; say which with --size HEIGHT,WIDTH")
     dimensions[0].dim_param = "batch"
@@ -190,7 +189,12 @@ def probe(plain: Plain, layer: Layer = Layer()) -> tuple[Session, str | None]:
 
 
 def select(
-    plain: Plain, batches: Iterable[tuple[Float32Array, Int64Array]], *, k1: int, k2: int, rule: class_features.Rule
+    plain: Plain,
+    batches: Iterable[tuple[Float32Array, Int64Array]],
+    *,
+    k1: int,
+    k2: int,
+    rule: class_features.Rule,
 ) -> Selection:
     """Find the class-specific features from pictures (batch, 3, height, width) and their true classes."""
     session, _ = probe(plain)
@@ -250,12 +254,11 @@ def set_manifest(model: ModelProto, explained: Manifest) -> None:
     helper.set_model_props(model, others | {METADATA_KEY: explained.to_json()})
     model.producer_name, model.producer_version, model.doc_string = "pellucid", __version__, ""
     model.graph.doc_string = ""
-    for element in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+    graph = model.graph
+    elements: list[Any] = [*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    for element in elements:
         element.doc_string = ""
         del element.metadata_props[:]
-    for tensor in model.graph.initializer:
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
     del model.graph.metadata_props[:]
 
 
@@ -266,7 +269,9 @@ def _attach_parts(model: ModelProto, plain: Plain, layer: Layer) -> manifest.Par
         return None
     picture = plain.manifest.input
     session, _ = probe(plain, layer)
-    shape = session.run_images(plain.manifest, np.zeros((1, 3, picture.height, picture.width), np.float32))[tensor].shape
+    shape = session.run_images(plain.manifest, np.zeros((1, 3, picture.height, picture.width), np.float32))[
+        tensor
+    ].shape
     if len(shape) != 4:
         raise ModelError(f"the layer '{tensor}' has shape {list(shape)}; expected (batch, filters, height, width)")
     if layer.learned_for is not None and len(layer.learned_for) != shape[1]:

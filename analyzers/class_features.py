@@ -26,8 +26,8 @@ Int64Array = npt.NDArray[np.int64]
 FRAGMENT = """
 <ir_version: 10, opset_import: ["" : 20]>
 class_features (
-    float[batch, features] pooled, float[batch, classes] logits, int64[1] max_classes,
-    int64[classes, k, 1] index, float[classes, k] weight, float[classes, features] rest_weight, float[classes] class_bias
+    float[batch, features] pooled, float[batch, classes] logits, int64[1] max_classes, int64[classes, k, 1] index,
+    float[classes, k] weight, float[classes, features] rest_weight, float[classes] class_bias
 ) => (
     int64[batch, top] classes, int64[batch, top, k, 1] features, float[batch, top, k] activations,
     float[batch, top, k] contributions, float[batch, classes] rest, float[batch, top] bias

@@ -71,9 +71,7 @@ def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_siz
         "accuracy": _share(answers.logits.argmax(1) == tested.label) | {"controls": {"majority_class": majority}},
         "accuracy_class_features": _share((answers.logits - answers.rest).argmax(1) == tested.label)
         | {"k": section.k2, "k1": section.k1, "rule": section.rule},
-        "agreement_class_features": _share(
-            (answers.logits - answers.rest).argmax(1) == answers.logits.argmax(1)
-        ),
+        "agreement_class_features": _share((answers.logits - answers.rest).argmax(1) == answers.logits.argmax(1)),
         "completeness_gap": {"value": answers.gap, "n": len(tested)},
     }
     decomposed = not answers.rest.any()
@@ -87,9 +85,7 @@ def _share(hits: npt.NDArray[np.bool_]) -> Figure:
     return {"value": value, "n": len(hits), "standard_error": float(np.sqrt(value * (1 - value) / len(hits)))}
 
 
-def _answer(
-    explained: Plain, section: ClassFeatures, pictures: Pictures, batch_size: int, title: str
-) -> _Answers:
+def _answer(explained: Plain, section: ClassFeatures, pictures: Pictures, batch_size: int, title: str) -> _Answers:
     """Run all pictures; the gap compares every reported ledger with its logit."""
     session, _ = probe(explained)
     size = explained.manifest.input
@@ -126,5 +122,3 @@ def _curve(
         scores = answers.pooled @ np.where(own, head.weight, 0).T + head.bias
         rows.append({"k": k} | _share(scores.argmax(1) == tested.label))
     return rows
-
-

@@ -72,7 +72,14 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
         if manifest.parts is not None and wanted.includes("parts")
         else None,
         class_features=class_features.decode(
-            manifest.class_features, logits, manifest.classes, outputs, row, fired, top_k_classes, top_k_reasons
+            manifest.class_features,
+            logits,
+            manifest.classes,
+            outputs,
+            row,
+            fired,
+            top_k_classes,
+            top_k_reasons,
         )
         if manifest.class_features is not None and wanted.includes("class_features")
         else None,
@@ -83,7 +90,8 @@ def probabilities(scores: Scores, logits: npt.NDArray[np.float32]) -> npt.NDArra
     """Apply the model's activation over the last axis, in float64 so that nothing overflows."""
     values = logits.astype(np.float64)
     if scores.activation == "sigmoid":
-        return np.where(values >= 0, 1, np.exp(-abs(values))) / (1 + np.exp(-abs(values)))
+        small = np.exp(-abs(values))
+        return np.asarray(np.where(values >= 0, 1, small) / (1 + small), np.float64)
     exponentials = np.exp(values - values.max(axis=-1, keepdims=True))
     shares: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return shares
@@ -92,6 +100,4 @@ def probabilities(scores: Scores, logits: npt.NDArray[np.float32]) -> npt.NDArra
 def _predictions(manifest: Manifest, logits: npt.NDArray[np.float32], count: int) -> tuple[Prediction, ...]:
     probability = probabilities(manifest.scores, logits)
     order = np.argsort(-logits, kind="stable")[:count]  # ties: lowest class first, as in the graph's TopK
-    return tuple(
-        Prediction(int(c), manifest.classes[c], float(logits[c]), float(probability[c])) for c in order
-    )
+    return tuple(Prediction(int(c), manifest.classes[c], float(logits[c]), float(probability[c])) for c in order)

@@ -16,8 +16,36 @@ from analyzers.manifest import Grid
 
 _RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Identity", "Dropout", "Unsqueeze"})
 _ELEMENTWISE = frozenset(
-    "Add BatchNormalization Cast Clip Concat Div Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Mul PRelu"
-    " Pow Relu Selu Sigmoid Softplus Sqrt Sub Tanh Neg Mish LRN".split()
+    [
+        "Add",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Div",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Mul",
+        "PRelu",
+        "Pow",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Tanh",
+        "Neg",
+        "Mish",
+        "LRN",
+    ]
 )
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 
@@ -96,7 +124,11 @@ def find_classifier(model: ModelProto, scores: str | None = None) -> Classifier:
         names = ", ".join(output.name for output in model.graph.output[:8])
         raise ModelError(f"the model has {len(model.graph.output)} outputs ({names}); expected one, the class scores")
     tensor, activation = scores or model.graph.output[0].name, None
-    while (node := graph.producer.get(tensor)) is not None and node.op_type in {"Softmax", "Sigmoid", "Identity"}:
+    while (node := graph.producer.get(tensor)) is not None and node.op_type in {
+        "Softmax",
+        "Sigmoid",
+        "Identity",
+    }:
         activation = node.op_type.lower() if node.op_type != "Identity" else activation
         tensor = node.input[0]
     pooled, head = _linear(graph, tensor)
@@ -230,7 +262,10 @@ def _windowed(
         extent = sizes.get(node.input[0])
         for axis in (0, 1):
             length = extent[axis] if extent else int(step[axis])
-            total = max((-(-length // step[axis]) - 1) * step[axis] + (size[axis] - 1) * dilation[axis] + 1 - length, 0)
+            total = max(
+                (-(-length // step[axis]) - 1) * step[axis] + (size[axis] - 1) * dilation[axis] + 1 - length,
+                0,
+            )
             before[axis] = float(total // 2 if automatic == b"SAME_UPPER" else total - total // 2)
     y, x = (axes[a].window(size[a], int(step[a]), int(dilation[a]), before[a]) for a in (0, 1))
     return y, x

@@ -28,7 +28,11 @@ def _ledger(ledger: Ledger) -> list[str]:
         entries.append((ledger.omitted, "class features not listed"))
     entries += [(ledger.rest, "rest (all other features)"), (ledger.bias, "bias")]
     lines = [f"  {amount:+8.3f}  {what}" for amount, what in entries]
-    return [*lines, f"  {'-' * 8}", f"  {ledger.total:+8.3f}  = logit of {ledger.class_name} ({ledger.logit:+.3f})"]
+    return [
+        *lines,
+        f"  {'-' * 8}",
+        f"  {ledger.total:+8.3f}  = logit of {ledger.class_name} ({ledger.logit:+.3f})",
+    ]
 
 
 def describe(entry: Contribution) -> str:

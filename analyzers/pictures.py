@@ -11,7 +11,9 @@ import io
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +130,7 @@ class Pictures:
 
     def save(self, path: Path) -> None:
         """Write a pack; the file appears whole or not at all."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "image": np.frombuffer(b"".join(self.encoded), np.uint8),
             "offsets": np.cumsum([0, *map(len, self.encoded)], dtype=np.int64),
             "label": self.label.astype(np.uint8 if len(self.names) <= 256 else np.int64),
@@ -182,7 +184,7 @@ def _read_pack(path: Path) -> Pictures:
     raw = image.tobytes()
     return Pictures(
         names=names,
-        encoded=tuple(raw[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)),
+        encoded=tuple(raw[start:stop] for start, stop in pairwise(offsets)),
         label=label,
         split=arrays.get("split", np.zeros(len(label))).astype(np.int64),
         group=arrays.get("picture_id", np.arange(len(label))).astype(np.int64),
@@ -190,9 +192,7 @@ def _read_pack(path: Path) -> Pictures:
     )
 
 
-_ARRAYS = frozenset(
-    "image offsets label names split picture_id part_names part_xy part_box".split()
-)
+_ARRAYS = frozenset(["image", "offsets", "label", "names", "split", "picture_id", "part_names", "part_xy", "part_box"])
 
 
 def _read_folder(path: Path) -> Pictures:

@@ -82,7 +82,8 @@ def decode(
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
         # Pillow's decoders raise any of these on damaged files.
         raise InvalidInputError(
-            field, f"cannot be decoded ({str(error)[:120] or type(error).__name__}); the file is damaged or truncated"
+            field,
+            f"cannot be decoded ({str(error)[:120] or type(error).__name__}); the file is damaged or truncated",
         ) from None
 
 

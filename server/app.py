@@ -40,7 +40,10 @@ def _handler(
         try:
             return await asyncio.get_running_loop().run_in_executor(workers, work, data)
         except DecodeError:
-            code, text = grpc.StatusCode.INVALID_ARGUMENT, f"the request is not a {request_type.DESCRIPTOR.full_name}"
+            code, text = (
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"the request is not a {request_type.DESCRIPTOR.full_name}",
+            )
         except Exception as error:
             code, text = status_of(error)
             if text == INTERNAL_TEXT:

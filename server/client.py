@@ -125,11 +125,12 @@ def _put_images(request: pb.ExplainRequest, images: Image | Sequence[Image]) -> 
         _put_tensor(request, images if images.ndim == 4 else images[None])
         return
     items = [images] if isinstance(images, bytes | str | Path) else list(images)
-    if items and all(isinstance(item, np.ndarray) for item in items):
-        shapes = {np.shape(item) for item in items}
+    arrays = [item for item in items if isinstance(item, np.ndarray)]
+    if arrays and len(arrays) == len(items):
+        shapes = {array.shape for array in arrays}
         if len(shapes) > 1:
             raise InvalidInputError("images", f"have different shapes {sorted(shapes)[:3]}; expected one shape")
-        _put_tensor(request, np.stack(items))
+        _put_tensor(request, np.stack(arrays))
         return
     for item in items:
         if isinstance(item, str | Path):
@@ -137,7 +138,9 @@ def _put_images(request: pb.ExplainRequest, images: Image | Sequence[Image]) -> 
         elif isinstance(item, bytes):
             request.encoded_images.append(item)
         else:
-            raise InvalidInputError("images", f"hold a {type(item).__name__}; expected bytes, paths or arrays, not mixed")
+            raise InvalidInputError(
+                "images", f"hold a {type(item).__name__}; expected bytes, paths or arrays, not mixed"
+            )
 
 
 def _put_tensor(request: pb.ExplainRequest, array: npt.NDArray[Any]) -> None:

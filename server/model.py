@@ -41,9 +41,7 @@ class ExplainedModel:
     session: Session
     sha256: str
 
-    def explain(
-        self, images: npt.NDArray[np.float32], frames: Sequence[Frame], wanted: Wanted
-    ) -> list[Explanation]:
+    def explain(self, images: npt.NDArray[np.float32], frames: Sequence[Frame], wanted: Wanted) -> list[Explanation]:
         """Predict and explain a batch in one run.
 
         Args:
@@ -84,7 +82,11 @@ def _check(session: Session, manifest: Manifest) -> None:
         shapes |= {parts.cell: (2, parts.filters), parts.score: (2, parts.filters)}
     if (features := manifest.class_features) is not None:
         top, k = features.max_classes, features.k2
-        shapes |= {features.classes: (2, top), features.features: (2, top, k, 1), features.activations: (2, top, k)}
+        shapes |= {
+            features.classes: (2, top),
+            features.features: (2, top, k, 1),
+            features.activations: (2, top, k),
+        }
         shapes |= {features.contributions: (2, top, k), features.rest: (2, classes), features.bias: (2, top)}
     for tensor, shape in shapes.items():
         if tensor not in outputs:

@@ -95,7 +95,13 @@ def _load(folder: Path, device: Device, threads: int) -> Entry:
     except ModelError as error:
         log.error("%s/%s refused: %s", name, version, error)
         return Entry(name, version, None, str(error))
-    log.info("%s/%s ready: %s, %s", name, version, model.session.provider, ", ".join(model.manifest.rows) or "plain")
+    log.info(
+        "%s/%s ready: %s, %s",
+        name,
+        version,
+        model.session.provider,
+        ", ".join(model.manifest.rows) or "plain",
+    )
     if device == "auto" and model.session.provider == CPU:
         log.info("%s/%s runs on the CPU: no GPU can be used here", name, version)
     return Entry(name, version, model)

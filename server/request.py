@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ class Batch:
     frames: list[Frame]
 
 
-_TYPES = {
+_TYPES: dict[int, np.dtype[Any]] = {
     pb.ImageTensor.DATA_TYPE_UINT8: np.dtype("u1"),
     pb.ImageTensor.DATA_TYPE_FLOAT32: np.dtype("<f4"),
 }
@@ -57,7 +58,11 @@ def read_batch(request: pb.ExplainRequest, model: ModelInput, limits: Limits) ->
     _check_count("encoded_images", len(request.encoded_images), limits)
     pictures = [
         decode(
-            encoded, model.height, model.width, max_pixels=limits.max_pixels, field=f"encoded_images[{number}]"
+            encoded,
+            model.height,
+            model.width,
+            max_pixels=limits.max_pixels,
+            field=f"encoded_images[{number}]",
         )
         for number, encoded in enumerate(request.encoded_images)
     ]
@@ -70,7 +75,8 @@ def read_batch(request: pb.ExplainRequest, model: ModelInput, limits: Limits) ->
 def _check_count(field: str, count: int, limits: Limits) -> None:
     if count > limits.max_images:
         raise InvalidInputError(
-            field, f"holds {count} pictures; at most {limits.max_images} go into one request, send the rest in another"
+            field,
+            f"holds {count} pictures; at most {limits.max_images} go into one request, send the rest in another",
         )
 
 

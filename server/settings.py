@@ -16,7 +16,11 @@ class Settings(BaseSettings):
     """Serve explained models over gRPC."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PELLUCID_", frozen=True, extra="forbid", cli_kebab_case=True, cli_prog_name="pellucid-serve"
+        env_prefix="PELLUCID_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_prog_name="pellucid-serve",
     )
 
     repository: Path = Field(description="folder with NAME/VERSION/model.onnx files")

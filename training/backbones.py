@@ -24,9 +24,7 @@ class BasicBlock(nn.Module):
         self.stride, self.added = stride, planes - inputs
         self.downsample: nn.Module | None = None
         if projected and (stride != 1 or inputs != planes):
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, inputs, h, w) -> (batch, planes, h / stride, w / stride)."""

@@ -14,21 +14,28 @@ class DecomposedHead(nn.Linear):
 
     Attributes:
         mask: (classes, features), 1 where a class reads a feature.
+        gain: constant factor of all weights. A template leaves few of a map's cells, so its mean over all of
+            them is small; without the gain the layer would have to grow its weights first.
     """
 
     mask: Tensor
 
-    def __init__(self, features: int, classes: int) -> None:
+    def __init__(self, features: int, classes: int, gain: float = 1.0) -> None:
         super().__init__(features, classes)
+        self.gain = gain
         self.register_buffer("mask", torch.ones(classes, features))
+
+    def effective_weight(self) -> Tensor:
+        """Return what multiplies the features, (classes, features)."""
+        return self.weight * self.mask * self.gain
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(batch, features) -> (batch, classes)."""
-        return F.linear(pooled, self.weight * self.mask, self.bias)
+        return F.linear(pooled, self.effective_weight(), self.bias)
 
     def head(self) -> Head:
-        """Return the layer's numbers, masked."""
-        return Head((self.weight * self.mask).detach().cpu().numpy(), self.bias.detach().cpu().numpy())
+        """Return the layer's numbers."""
+        return Head(self.effective_weight().detach().cpu().numpy(), self.bias.detach().cpu().numpy())
 
     def decompose(self, sets: Int64Array) -> None:
         """Let each class read only the features of its set, (classes, k)."""

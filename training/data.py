@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analyzers.pictures import Pictures
+from analyzers.pictures import Pictures, read_pictures
 from training.creatures import creatures
 from training.job import Data, Train
 
 
 def load(data: Data, seed: int) -> Pictures:
     """Read the job's pictures, or draw the creatures."""
-    from analyzers.pictures import read_pictures
-
     if data.path is None:
         return creatures(data.creatures, seed=seed, size=data.size)
     return read_pictures(data.path)

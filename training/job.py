@@ -62,7 +62,6 @@ class Train(_Section):
     filter_loss: Literal["plain"] = "plain"
     filter_weight: Annotated[float, Field(ge=0)] = Field(0.05, description="lambda of the filter loss; 0 for none")
     filter_decay: bool = Field(True, description="divide lambda by the number of the epoch, as the paper does")
-    filter_start: Count = Field(1, description="first epoch with the mask and the filter loss")
     shift: Share = Field(0.08, description="random shift, share of the side")
     zoom: Share = Field(0.1, description="random change of scale")
     seed: Annotated[int, Field(ge=0)] = 0

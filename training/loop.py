@@ -68,7 +68,17 @@ def learn(job: Job, train: Batches, test: Batches, classes: int) -> tuple[Networ
     selection = class_features(network, job, train)
     if job.head.decompose:
         network.head.decompose(selection.sets)
-        _fit(network, job, train, test, generator, history, job.head.epochs, job.head.learning_rate, "decomposing")
+        _fit(
+            network,
+            job,
+            train,
+            test,
+            generator,
+            history,
+            job.head.epochs,
+            job.head.learning_rate,
+            "decomposing",
+        )
     history.seconds = time.monotonic() - started
     return network, selection, history
 
@@ -87,9 +97,7 @@ def accuracy(network: Network, batches: Batches, batch_size: int) -> float:
     """Return the share of pictures whose best class is the right one."""
     network.eval()
     with torch.no_grad():
-        hits = sum(
-            int((network(images)[0].argmax(1) == label).sum()) for images, label in batches.ordered(batch_size)
-        )
+        hits = sum(int((network(images)[0].argmax(1) == label).sum()) for images, label in batches.ordered(batch_size))
     return hits / len(batches)
 
 
@@ -119,15 +127,15 @@ def _fit(
             loss = F.cross_entropy(logits, label)
             filter_loss = _filter_loss(network, job, maps, label, share)
             combined = loss + filter_weight(job, number) * filter_loss
-            if not math.isfinite(float(combined)):
+            if not math.isfinite(combined.item()):
                 raise TrainingError(
-                    f"the loss is {float(combined)} in epoch {number}; lower train.learning_rate or train.filter_weight"
+                    f"the loss is {combined.item()} in epoch {number}; lower train.learning_rate or train.filter_weight"
                 )
             optimiser.zero_grad(set_to_none=True)
             combined.backward()
             optimiser.step()
             schedule.step()
-            total += (float(loss), float(filter_loss))
+            total += (loss.item(), filter_loss.item())
         history.epochs.append(
             {
                 "epoch": number,

@@ -44,11 +44,13 @@ class Network(nn.Module):
         self.normalisation = (mean, std)
         self.backbone = backbone
         self.parts: PartLayer | None = None
+        gain = 1.0
         if filters:
             with torch.no_grad():
                 cells = backbone.eval()(torch.zeros(1, 3, size, size)).shape[-1]
             self.parts = PartLayer(backbone.channels, filters, cells, classes, beta)
-        self.head = DecomposedHead(filters or backbone.channels, classes)
+            gain = cells**2 / float(self.parts.table[self.parts.table.shape[0] // 2 + cells // 2].sum())
+        self.head = DecomposedHead(filters or backbone.channels, classes, gain)
 
     def map(self, x: Tensor) -> Tensor:
         """Return the last conv map, unmasked: (batch, filters, cells, cells)."""

@@ -1,0 +1,200 @@
+"""`pellucid-train`: learn interpretable classifiers and export them to explained ONNX files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from analyzers import cli
+from analyzers.attach import Layer, attach, prove
+from analyzers.errors import DataError
+from analyzers.evaluate import evaluate
+from analyzers.files import write_atomically
+from analyzers.manifest import Provenance
+from analyzers.pictures import Pictures, read_pictures
+from analyzers.pixels import to_model_input
+from training.backbones import BACKBONES, load_backbone, split_checkpoint
+from training.creatures import creatures
+from training.data import Batches, load
+from training.export import MAP, compare, export
+from training.job import Job, JobError, describe, read_job
+from training.loop import History, learn
+from training.network import IMAGENET_MEAN, IMAGENET_STD, Network
+
+PROGRAM = "pellucid-train"
+PROOF_PICTURES = 32
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.run is not _run:
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    options.overrides = rest
+    return cli.run(PROGRAM, lambda: options.run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "run",
+        help="learn, decompose, export and attach as a job file says",
+        description=_run.__doc__,
+        epilog=describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("job", type=Path, metavar="JOB.toml")
+    command.set_defaults(run=_run)
+
+    command = commands.add_parser(
+        "export", help="export a checkpoint as a plain ONNX file", description=_export.__doc__
+    )
+    command.add_argument("--backbone", required=True, choices=sorted(BACKBONES))
+    command.add_argument(
+        "--weights", type=Path, required=True, metavar="FILE", help="safetensors, or a weights-only .pth"
+    )
+    command.add_argument("--data", type=Path, metavar="PACK", help="takes the class names and the size from here")
+    command.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line")
+    command.add_argument("--size", type=int, help="height and width in pixels (default: the first picture's)")
+    command.add_argument("--mean", type=cli.triple, default=IMAGENET_MEAN, metavar="R,G,B", help="default: ImageNet's")
+    command.add_argument("--std", type=cli.triple, default=IMAGENET_STD, metavar="R,G,B", help="default: ImageNet's")
+    command.add_argument("--output", type=Path, required=True, metavar="plain.onnx")
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("creatures", help="draw creatures into a pack", description=_creatures.__doc__)
+    command.add_argument("--count", type=int, default=1000)
+    command.add_argument("--size", type=int, default=64, help="height and width in pixels (default 64)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--output", type=Path, required=True, metavar="creatures.npz")
+    command.set_defaults(run=_creatures)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Learn an interpretable CNN, decompose its final layer, export, explain, prove and measure it."""
+    job = read_job(options.job, options.overrides)
+    pictures = load(job.data, job.train.seed)
+    train, test = pictures.of_split("train"), pictures.of_split("test")
+    size = job.data.size
+    network, selection, history = learn(job, Batches(train, size), Batches(test, size), len(pictures.names))
+    plain = export(network, pictures.names, size)
+    images = _proof_pictures(test, size)
+    torch_gap = compare(network, plain, images)
+    interpretable = network.parts is not None
+    layer = Layer(
+        tensor=MAP,
+        interpretable=interpretable,
+        learned_for=None if network.parts is None else tuple(network.parts.learned_for.tolist()),
+    )
+    described = "drawn creatures" if job.data.path is None else job.data.path.name
+    explained = attach(
+        plain,
+        selection,
+        layer=layer,
+        provenance=Provenance(
+            producer=plain.manifest.provenance.producer,
+            data=f"{described}, train",
+            data_fingerprint=train.fingerprint(),
+            pictures=len(train),
+        ),
+    )
+    proof = prove(plain, explained, layer, images)
+    model = explained.SerializeToString(deterministic=True)
+    report = evaluate(model, pictures)
+    report["proof"] = {"logits_gap_torch": torch_gap, "completeness_gap": proof.completeness_gap}
+    report["training"] = _training_report(job, history)
+    write_atomically(job.folder / "model.onnx", model)
+    write_atomically(job.folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    print(
+        f"{job.folder / 'model.onnx'}: test accuracy {report['accuracy']['value']:.4f}"
+        f" (n = {report['accuracy']['n']}), ledgers add up within {proof.completeness_gap:.1e},"
+        f" learned in {history.seconds:.0f} s"
+    )
+
+
+def _training_report(job: Job, history: History) -> dict[str, Any]:
+    return {
+        "job": json.loads(job.model_dump_json(exclude={"output": True, "data": {"path"}})),
+        "epochs": history.epochs,
+        "seconds": round(history.seconds, 1),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _proof_pictures(pictures: Pictures, size: int) -> np.ndarray:
+    """Return real pictures and random ones."""
+    real = pictures.take(np.arange(min(len(pictures), PROOF_PICTURES))).decoded(size, size)
+    random = np.random.default_rng(0).random((4, 3, size, size), np.float32)
+    return np.concatenate([to_model_input(real), random])
+
+
+def _export(options: argparse.Namespace) -> None:
+    """Load a checkpoint into one of our backbones and export it as a plain ONNX classifier."""
+    if options.names is None and options.data is None:
+        raise JobError("the class names are missing; give --data PACK or --names FILE")
+    pictures = None if options.data is None else read_pictures(options.data)
+    names = cli.read_names(options.names) if options.names or pictures is None else pictures.names
+    size = options.size or _picture_size(pictures)
+    backbone, head = split_checkpoint(_load_weights(options.weights))
+    network = Network(BACKBONES[options.backbone](), len(names), size=size, mean=options.mean, std=options.std)
+    try:
+        if set(head) != {"weight", "bias"} or len(head["weight"]) != len(names):
+            found = list(head["weight"].shape) if "weight" in head else "none"
+            raise ValueError(f"the final layer's weight has shape {found}, expected {len(names)} classes")
+        load_backbone(network.backbone, backbone)
+        network.head.load_state_dict(head, strict=False)
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"{options.weights}: {str(error).splitlines()[0]}") from None
+    plain = export(network, names, size)
+    gap = compare(network, plain, np.random.default_rng(0).random((4, 3, size, size), np.float32))
+    write_atomically(options.output, plain.model.SerializeToString(deterministic=True))
+    print(f"{options.output}: {options.backbone}, {len(names)} classes, torch and ONNX Runtime agree within {gap:.1e}")
+
+
+def _picture_size(pictures: Pictures | None) -> int:
+    if pictures is None:
+        raise JobError("the picture size is missing; give --size or --data PACK")
+    from io import BytesIO
+
+    from PIL import Image
+
+    return Image.open(BytesIO(pictures.encoded[0])).width
+
+
+def _load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file or a weights-only checkpoint."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except Exception as error:  # safetensors and torch raise unrelated classes
+        raise DataError(f"{path} is not a readable checkpoint: {str(error)[:200]}") from None
+    tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise DataError(f"{path} holds no state dict of tensors")
+    return tensors
+
+
+def _creatures(options: argparse.Namespace) -> None:
+    """Draw creatures and write them as a pack with part marks."""
+    drawn = creatures(options.count, seed=options.seed, size=options.size)
+    drawn.save(options.output)
+    print(f"{options.output}: {len(drawn)} pictures of {len(drawn.names)} species")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
