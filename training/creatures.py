@@ -33,7 +33,6 @@ _CODES = 8  # ink codes of a part: tone + 8 part; then follow the backdrop's and
 _BACKDROP = _CODES * len(PART_NAMES)
 
 Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 UInt8Array = npt.NDArray[np.uint8]
 Polygon = npt.NDArray[np.complex128]  # corners x + iy, x to the right and y down
 Shape = tuple[int, Polygon]  # with its tone
@@ -47,22 +46,19 @@ head 80 -20: main 10 -30 24, -2 -95 0; main 40 -30 24, 45 -97 0; main 25 -20 42 
   dark 100 7 10 9; light 40 -24 10 10; dark 40 -24 5 5
 body 0 0: main 0 0 100 44
 limbs -70 25, -40 25, 45 25, 75 25: main 0 -20 21, 0 30 14, 0 60 14; main 10 60 20 13
-tail -85 -10: main 15 10 10, -40 0 26, -85 -30 36, -115 -80 26, -110 -140 0;
-  light -114 -75 28, -115 -90 24, -110 -138 0
+tail -85 -10: main 15 10 10, -40 0 26, -85 -30 36, -115 -80 26, -110 -140 0; light -114 -75 28, -110 -138 0
 
 rabbit
-head 55 -40: main 10 -35 12, -12 -80 17, -40 -140 8; main 25 -35 12, 22 -85 17, 12 -150 8;
-  light 23 -50 6, 21 -85 9, 15 -130 3; main 25 -15 46 38 17; light 50 0 16 14; dark 68 -10 6 6;
-  light 32 -24 11 11; dark 32 -24 6 6
+head 55 -40: main 10 -35 12, -12 -80 17, -40 -140 8; main 25 -35 12, 22 -85 17, 12 -150 8; main 25 -15 46 38 17;
+  light 22 -70 9, 15 -135 4; light 50 0 16 14; dark 68 -10 6 6; light 32 -24 11 11; dark 32 -24 6 6
 body 0 0: main -20 5 80 62; main 30 0 50 48
 limbs -45 40, 40 40: main 0 -20 20, 0 5 16, 0 30 14; main 15 28 38 16
 tail -95 5: light 0 -16 20 20; light 0 16 20 20; light -20 0 20 20
 
 stag
-head 70 -20: accent 45 -90 7, 10 -120 7, 5 -180 4; accent 10 -125 6, -20 -135 6, -40 -165 4;
-  accent 50 -90 7, 72 -130 7, 60 -185 4; accent 70 -125 6, 95 -135 6, 110 -165 4;
-  main -10 25 30, 20 -30 22, 45 -75 18; main 20 -85 20, 60 -75 26, 120 -50 13; dark 108 -55 9 9;
-  light 58 -80 9 9; dark 58 -80 5 5
+head 70 -20: accent 45 -90 7, 10 -120 7, 5 -180 4; accent 10 -120 7, -42 -162 5; accent 50 -90 7, 72 -130 7, 60 -185 4;
+  accent 70 -122 7, 112 -162 5; main -10 25 30, 20 -30 22, 45 -75 18; main 20 -85 20, 60 -75 26, 120 -50 13;
+  dark 108 -55 9 9; light 58 -80 9 9; dark 58 -80 5 5
 body 0 0: main -5 0 95 42
 limbs -75 20, -48 20, 45 20, 70 20: main 0 -20 14, 0 55 9, 0 110 9; dark 0 95 11, 0 120 15
 tail -85 -15: main 10 0 15, -25 -20 24, -50 -60 0
@@ -72,8 +68,7 @@ head 60 -25: main -10 15 18, 30 -15 13, 10 -60 10, 20 -110 12; accent 35 -122 15
   dark 20 -135 8, -15 -135 6, -45 -120 2; main 25 -122 26 20; light 33 -125 8 8; dark 33 -125 4 4
 body 0 0: main -120 20 8, -20 5 50, 50 -10 55, 100 -15 30
 limbs -15 25, 20 25: accent 0 -20 9, 0 68 6, 0 135 6; accent 0 125 6, -25 150 5; accent 0 125 6, 38 150 5
-tail -75 15: accent 10 0 10, -40 0 10, -75 0 5; accent 10 0 10, -40 12 10, -75 24 5;
-  accent 10 0 10, -40 23 10, -75 46 5
+tail -75 15: accent 10 0 10, -80 -6 10; accent 10 0 10, -78 22 10; accent 10 0 10, -70 48 10
 
 peacock
 head 45 -20: main 30 -100 3, 8 -142 3; main 30 -100 3, 30 -142 3; main 30 -100 3, 52 -142 3;
@@ -87,12 +82,10 @@ tail -30 5: main -93 16 85 29 297; main -93 -15 85 29 330; main -83 -45 85 29 36
   accent -11 -143 20 17 464; accent 36 -138 20 17 497
 
 narwhal
-head 70 0: light 40 -12 12, 190 -45 0; main 20 0 50 47; dark 30 22 3, 45 20 3, 60 10 3; light 30 -8 8 8;
-  dark 30 -8 4 4
+head 70 0: light 40 -12 12, 190 -45 0; main 20 0 50 47; dark 30 24 3, 60 10 3; light 30 -8 8 8; dark 30 -8 4 4
 body 0 0: main -115 5 14, 0 0 56, 100 0 50
 limbs -30 35, 50 35: main 0 -10 20, -20 35 20, -60 75 0
-tail -90 4: main 20 0 20, -20 0 14, -50 0 10; main -30 5 10, -60 -20 22, -95 -75 0;
-  main -30 -5 10, -60 20 22, -95 75 0
+tail -90 4: main 20 0 20, -50 0 10; main -30 5 10, -60 -20 22, -95 -75 0; main -30 -5 10, -60 20 22, -95 75 0
 
 elephant
 head 75 -30: main 40 0 24, 78 30 17, 80 75 13, 105 100 9; light 45 25 7, 65 50 6, 105 50 0; main 30 -8 50 45;
@@ -179,10 +172,9 @@ def draw(
     rng, canvas = np.random.default_rng([seed, index]), size * _SUPERSAMPLING
     # All lots are drawn before anything is painted.
     clutter, posed = _clutter(canvas, rng), _pose(_SPECIES[SPECIES[species]], canvas, rng)
-    palette, is_flipped, slopes = _palette(rng), rng.random() < 0.5, rng.uniform(-0.35, 0.35, (2, 3))
-    step = np.linspace(-0.5, 0.5, size)[:, None]
-    light = rng.uniform(0.75, 1.15) + step[:, None] * slopes[0] + step * slopes[1]
-    noise = rng.normal(0, rng.uniform(2, 9), light.shape)
+    palette, is_flipped, (down, across) = _palette(rng), rng.random() < 0.5, rng.uniform(-0.17, 0.17, (2, 3))
+    light = rng.uniform(0.75, 1.15) + np.linspace(-down, down, size)[:, None] + np.linspace(-across, across, size)
+    noise = rng.normal(0, rng.uniform(2, 8), light.shape)
 
     codes = _paint(clutter, posed, canvas, without)[:, :: -1 if is_flipped else 1]
     ink = Image.fromarray(codes)
@@ -216,36 +208,29 @@ def _pose(parts: tuple[Part, ...], canvas: int, rng: np.random.Generator) -> lis
     """Place the shapes of each part, and of the body's texture, on the canvas; the head is wholly inside."""
     bends = rng.uniform(0.88, 1.12, (5, 1)) * np.exp(1j * rng.uniform(-1, 1, (5, 4)) * _SWING_RAD)
     bends[_TEXTURE] = bends[_BODY]
-    turn, size_share, place_share = rng.uniform(-_TURN_RAD, _TURN_RAD), rng.uniform(0.55, 1.0), rng.random(2)
+    turn = rect(1, rng.uniform(-_TURN_RAD, _TURN_RAD))
     posed = [
-        [
-            (tone, (points * bend + joint) * rect(1, turn))
-            for joint, bend in zip(joints, row, strict=False)
-            for tone, points in shapes
-        ]
-        for (joints, shapes), row in zip((*parts, _texture(rng)), bends, strict=True)
+        [(tone, (points * bend[n] + joint) * turn) for n, joint in enumerate(joints) for tone, points in shapes]
+        for (joints, shapes), bend in zip((*parts, _texture(rng)), bends, strict=True)
     ]
     head, whole = (
         np.array([corner for shapes in some for _, points in shapes for corner in _flat(points)]).reshape(-1, 2)
         for some in (posed[:_BODY], posed[:_TEXTURE])
     )
-    scale = size_share * 0.97 * canvas / np.ptp(whole, axis=0).max()
-    slack, rim = _HANGS_OUT * scale * np.ptp(whole, axis=0), 1.5 * _SUPERSAMPLING
+    scale = rng.uniform(0.55, 0.97) * canvas / np.ptp(whole, axis=0).max()
+    slack, rim = _HANGS_OUT * scale * np.ptp(whole, axis=0), 0.025 * canvas
     low = np.maximum(rim - scale * head.min(axis=0), -slack - scale * whole.min(axis=0))
     high = np.minimum(canvas - rim - scale * head.max(axis=0), canvas + slack - scale * whole.max(axis=0))
-    place = complex(*(low + place_share * (high - low)))
+    place = complex(*rng.uniform(low, high))
     return [[(tone, points * scale + place) for tone, points in shapes] for shapes in posed]
 
 
 def _texture(rng: np.random.Generator) -> Part:
     """Choose a plain, spotted or striped body."""
-    radius, tilt_rad, spots = rng.uniform(0.06, 0.15), rng.uniform(-0.35, 0.35), rng.uniform(-1, 1, (16, 2))
-    ovals = (
-        [],
-        [(1.1 * x, 0.7 * y, radius, radius) for x, y in spots],
-        [(x, 0, radius, 2, tilt_rad) for x in np.arange(-1.2, 1.2, 4 * radius)],
-    )
-    return [0], [(_MARKING, _oval(*oval)) for oval in ovals[rng.integers(3)]]
+    radius, tilt_rad = rng.uniform(0.06, 0.15), rng.uniform(-0.35, 0.35)
+    spots = [(1.1 * x, 0.7 * y, radius, radius, 0.0) for x, y in rng.uniform(-1, 1, (16, 2))]
+    stripes = [(x, 0.0, radius, 2.0, tilt_rad) for x in np.arange(-1.2, 1.2, 4 * radius)]
+    return [0], [(_MARKING, _oval(*oval)) for oval in ([], spots, stripes)[rng.integers(3)]]
 
 
 def _clutter(canvas: int, rng: np.random.Generator) -> list[Polygon]:
@@ -253,19 +238,17 @@ def _clutter(canvas: int, rng: np.random.Generator) -> list[Polygon]:
     polygons = []
     for _ in range(rng.integers(3, 11)):
         length, width, bend = rng.uniform((0.05, 0.02, -0.1), (0.15, 0.08, 0.1))
-        nodes = np.array(((-length, 0, width), (0, bend, width), (length, 0, width))) * rng.uniform(0.3, 1, (3, 1))
-        kind = rng.integers(3)
-        stretch = (3, 1, 0.2) if kind == 2 else (1, 1, 1)
-        points = _oval(0, 0, length, width) if kind == 0 else _strip(*(nodes * stretch))
+        nodes = np.array(((-length, 0, width), (0, bend, width), (length, 0, width)))
+        nodes *= rng.uniform(0.3, 1, (3, 1)) * ((1, 1, 1), (3, 1, 0.2))[rng.integers(2)]
+        points = _oval(0, 0, length, width) if rng.random() < 0.3 else _strip(*nodes)
         polygons.append((points * rect(1, rng.uniform(0, 2 * np.pi)) + complex(*rng.random(2))) * canvas)
     return polygons
 
 
 def _palette(rng: np.random.Generator) -> UInt8Array:
-    """Choose (codes, RGB) colours: a lightness for the creature that is not the backdrop's, all else at random."""
-    # By hue, lightness and saturation, each in 0..1.
+    """Choose (codes, RGB) colours by hue, lightness and saturation; creature and backdrop differ in lightness."""
     inks = rng.uniform((0, 0.15, 0), (1, 0.9, 0.9), (_BACKDROP + 11, 3))
-    own = inks[_BACKDROP] + rng.uniform((0, 0.22, -0.3), (1, 0.78, 0.3))
+    own = inks[_BACKDROP] + rng.uniform((0, 0.28, -0.3), (1, 0.72, 0.3))
     parts = inks[:_BACKDROP].reshape(len(PART_NAMES), _CODES, 3)
     parts[:, _MAIN] = own % 1 + rng.uniform((-0.04, -0.07, -0.1), (0.04, 0.07, 0.1), (len(PART_NAMES), 3))
     parts[:, _LINE] = parts[:, _MAIN] * (1, 0.35, 0.35)
@@ -274,7 +257,7 @@ def _palette(rng: np.random.Generator) -> UInt8Array:
     parts[:, _LIGHT], parts[:, _DARK] = (0, 0.92, 0), (0, 0.08, 0)
     hue, lightness, saturation = inks.T[..., None]
     rgb = lightness + 0.4 * saturation * np.cos(2 * np.pi * (hue + np.arange(3) / 3))
-    return (255 * np.clip(rgb, 0.04, 0.95)).astype(np.uint8)
+    return np.asarray(255 * np.clip(rgb, 0.04, 0.95), np.uint8)
 
 
 def _paint(clutter: list[Polygon], posed: list[list[Shape]], canvas: int, without: frozenset[str]) -> UInt8Array:

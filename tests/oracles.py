@@ -1,0 +1,76 @@
+"""Literal, slow restatements of the papers' equations, to hold the production code against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def part_template(n: int, mu: tuple[int, int], beta: float = 4.0) -> np.ndarray:
+    """T_mu of arXiv 1710.00935 section 3, with tau = 1: t_ij = max(1 - beta ||[i, j] - mu||_1 / n, -1)."""
+    template = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            distance = abs(i - mu[0]) + abs(j - mu[1])
+            template[i, j] = max(1 - beta * distance / n, -1)
+    return template
+
+
+def masked(x: np.ndarray, beta: float = 4.0) -> np.ndarray:
+    """x_masked = max(x o T_mu_hat, 0), mu_hat = argmax_ij x_ij (first one), for maps (batch, filters, n, n)."""
+    result = np.zeros_like(x)
+    for b in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            mu, best = (0, 0), -np.inf
+            for i in range(x.shape[2]):
+                for j in range(x.shape[3]):
+                    if x[b, k, i, j] > best:
+                        mu, best = (i, j), x[b, k, i, j]
+            result[b, k] = np.maximum(x[b, k] * part_template(x.shape[2], mu, beta), 0)
+    return result
+
+
+def index_sets(f: np.ndarray, label: np.ndarray, weight: np.ndarray, k1: int, k2: int, rule: str) -> list[list[int]]:
+    """I_c of arXiv 2112.07719: the k2 features that are most often among a picture's k1 strongest.
+
+    Ties: higher class-mean score first, then the lower number.
+    """
+    sets = []
+    for c in range(len(weight)):
+        counts, total, pictures = [0] * f.shape[1], [0.0] * f.shape[1], 0
+        for i in range(len(f)):
+            if label[i] != c:
+                continue
+            pictures += 1
+            score = [float(f[i, j]) * (float(weight[c, j]) if rule == "contribution" else 1) for j in range(f.shape[1])]
+            strongest = sorted(range(f.shape[1]), key=lambda j: (-score[j], j))[:k1]
+            for j in strongest:
+                counts[j] += 1
+            for j in range(f.shape[1]):
+                total[j] += score[j]
+        order = sorted(range(f.shape[1]), key=lambda j: (-counts[j], -total[j] / pictures, j))
+        sets.append(order[:k2])
+    return sets
+
+
+def ledger(f: np.ndarray, weight: np.ndarray, bias: np.ndarray, c: int, chosen: list[int]) -> tuple[dict, float, float]:
+    """z_c = b_c + sum_{j in I_c} w_cj f_j + rest, in float64; returns the contributions, the rest and z_c."""
+    contributions = {j: float(weight[c, j]) * float(f[j]) for j in chosen}
+    rest = sum(float(weight[c, j]) * float(f[j]) for j in range(len(f)) if j not in chosen)
+    return contributions, rest, sum(contributions.values()) + rest + float(bias[c])
+
+
+def plain_filter_loss(
+    x: np.ndarray, label: np.ndarray, category: np.ndarray, scale: np.ndarray, share: np.ndarray, beta: float = 4.0
+) -> float:
+    """The "plain" filter loss: -0.5/share <x, T_mu> on a filter's own class, 0.5/(1 - share) sum x on others."""
+    total = 0.0
+    for b in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            scaled = x[b, k] / scale[k]
+            mu = np.unravel_index(np.argmax(scaled), scaled.shape)
+            own = share[category[k]]
+            if label[b] == category[k]:
+                total -= 0.5 / own * float((scaled * part_template(x.shape[2], mu, beta)).sum())
+            else:
+                total += 0.5 / (1 - own) * float(scaled.sum())
+    return total / (x.shape[0] * x.shape[1])

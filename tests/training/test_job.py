@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from training.job import JobError, describe, read_job
+
+
+def job_file(folder: Path, text: str = 'name = "x"\n') -> Path:
+    path = folder / "job.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_job_states_only_what_differs(tmp_path: Path) -> None:
+    job = read_job(job_file(tmp_path))
+    assert (job.folder, job.model.backbone, job.train.filter_loss) == (Path("models/x/1"), "small", "plain")
+
+
+def test_overrides_win_over_the_file_in_both_spellings(tmp_path: Path) -> None:
+    path = job_file(tmp_path, 'name = "x"\n[train]\nepochs = 9\n')
+    job = read_job(path, ["--train.epochs", "2", "--head.k1=7", "--output", "out", "--train.filter-decay", "false"])
+    assert (job.train.epochs, job.head.k1, job.output, job.train.filter_decay) == (2, 7, Path("out"), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "sentence"),
+    [
+        ('name = "x"\n[train]\nepoch = 3\n', [], "train.epoch: Extra inputs are not permitted"),
+        ('name = "x"\n[train]\nepochs = 0\n', [], "train.epochs"),
+        ('name = "../x"\n', [], "name"),
+        ("", [], "name: Field required"),
+        ("name = ", [], "is not TOML"),
+        ('name = "x"\n', ["--train.epochs"], "lacks a value"),
+        ('name = "x"\n', ["epochs=3"], "unexpected 'epochs=3'"),
+        ('name = "x"\n', ["--name.first", "y"], "'name' is not a section"),
+        ('name = "x"\n', ["--model.backbone", "resnet21"], "there is no backbone 'resnet21'; there are small"),
+        ('name = "x"\n', ["--train.learning_rate", "nan"], "train.learning_rate"),
+    ],
+)
+def test_a_wrong_job_is_refused_naming_the_key(
+    tmp_path: Path, text: str, overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        read_job(job_file(tmp_path, text), overrides)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="nowhere.toml cannot be read"):
+        read_job(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
+def test_every_example_is_a_valid_job(path: Path) -> None:
+    assert read_job(path).name
+
+
+def test_the_help_lists_every_key() -> None:
+    assert all(f"--{key}" in describe() for key in ("data.size", "model.filters", "train.filter_weight", "head.k2"))
