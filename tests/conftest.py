@@ -101,11 +101,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_model: bytes) -> P
 
 
 @contextmanager
-def running_server(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
+def running_server(
+    *arguments: str, environment: dict[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen]]:
     """Run `pellucid-serve` as its own process on a free port; yields its address and the process."""
     command = [sys.executable, "-m", "server", "--port", "0", *arguments]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | (environment or {})
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
     )
     try:
         line = process.stdout.readline()

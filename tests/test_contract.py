@@ -16,8 +16,7 @@ def contract() -> list[str]:
     lines = []
 
     def describe(message: Descriptor) -> None:
-        for field in message.fields:
-            lines.append(f"{message.full_name}.{field.name} = {field.number}: {kind(field)}")
+        lines.extend(f"{message.full_name}.{field.name} = {field.number}: {kind(field)}" for field in message.fields)
         for enum in message.enum_types:
             lines.extend(f"{enum.full_name}.{value.name} = {value.number}" for value in enum.values)
         for nested in message.nested_types:
@@ -26,8 +25,10 @@ def contract() -> list[str]:
     for name in sorted(pb.DESCRIPTOR.message_types_by_name):
         describe(pb.DESCRIPTOR.message_types_by_name[name])
     for service in pb.DESCRIPTOR.services_by_name.values():
-        for method in service.methods:
-            lines.append(f"{service.full_name}.{method.name}: {method.input_type.name} -> {method.output_type.name}")
+        lines.extend(
+            f"{service.full_name}.{method.name}: {method.input_type.name} -> {method.output_type.name}"
+            for method in service.methods
+        )
     return lines
 
 

@@ -22,9 +22,10 @@ from server.command import main as ask
 from tests.conftest import ROOT, running_server
 from training.__main__ import main as train
 
-TINY_RUN = (
-    "--data.size=48 --data.creatures=160 --model.filters=16 --train.epochs=2 --head.epochs=1 --train.threads=1".split()
-)
+TINY_RUN = [
+    *("--data.size=48", "--data.creatures=160", "--model.filters=16"),
+    *("--train.epochs=2", "--head.epochs=1", "--train.threads=1"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,24 @@ def test_the_command_line_explains_a_picture_file_and_draws_it(
     assert "= logit of" in printed
     assert "bias" in printed
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_learns_serves_explains_and_draws(tmp_path: Path) -> None:
+    command = [sys.executable, "examples/demo.py", "--models", str(tmp_path / "models"), "--pictures", "8"]
+    command += ["--figure", str(tmp_path / "demo.png"), *TINY_RUN]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert "of 8 new creatures named rightly" in run.stdout
+    assert "= logit of" in run.stdout
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "models" / "creatures" / "1" / "model.onnx").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_s_model_is_at_least_95_percent_right(tmp_path: Path) -> None:
+    assert train(["run", str(ROOT / "examples" / "creatures.toml"), f"--output={tmp_path}"]) == 0
+    report = json.loads((tmp_path / "creatures" / "1" / "report.json").read_text())
+    assert report["accuracy"]["value"] >= 0.95
 
 
 def test_the_same_job_writes_the_same_bytes(models: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     if rest and options.run is not _run:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     options.overrides = rest
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     return cli.run(PROGRAM, lambda: options.run(options))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from training.backbones import BACKBONES
 from training.data import Batches
 from training.job import Job
 from training.network import Network
+
+log = logging.getLogger("pellucid.training")
 
 
 class TrainingError(PellucidError):
@@ -136,14 +139,14 @@ def _fit(
             optimiser.step()
             schedule.step()
             total += (loss.item(), filter_loss.item())
-        history.epochs.append(
-            {
-                "epoch": number,
-                "loss": total[0] / steps,
-                "filter_loss": total[1] / steps,
-                "accuracy": accuracy(network, test, job.train.batch_size),
-            }
-        )
+        record = {
+            "epoch": number,
+            "loss": total[0] / steps,
+            "filter_loss": total[1] / steps,
+            "accuracy": accuracy(network, test, job.train.batch_size),
+        }
+        history.epochs.append(record)
+        log.info("%s, epoch %d: loss %.3f, test accuracy %.3f", title, number, record["loss"], record["accuracy"])
 
 
 def filter_weight(job: Job, epoch: int) -> float:

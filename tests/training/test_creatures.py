@@ -37,7 +37,7 @@ def inside(box: npt.NDArray[np.float32], *, grown: int = 1) -> npt.NDArray[np.bo
 
 
 def changed(one: Creature, other: Creature) -> npt.NDArray[np.bool_]:
-    return np.any(one.pixels != other.pixels, axis=2)
+    return np.asarray((one.pixels != other.pixels).any(axis=2), np.bool_)
 
 
 def test_there_are_eight_species_of_four_parts() -> None:

@@ -40,9 +40,7 @@ def test_overrides_win_over_the_file_in_both_spellings(tmp_path: Path) -> None:
         ('name = "x"\n', ["--train.learning_rate", "nan"], "train.learning_rate"),
     ],
 )
-def test_a_wrong_job_is_refused_naming_the_key(
-    tmp_path: Path, text: str, overrides: list[str], sentence: str
-) -> None:
+def test_a_wrong_job_is_refused_naming_the_key(tmp_path: Path, text: str, overrides: list[str], sentence: str) -> None:
     with pytest.raises(JobError) as caught:
         read_job(job_file(tmp_path, text), overrides)
     assert sentence in str(caught.value)
@@ -50,7 +48,7 @@ def test_a_wrong_job_is_refused_naming_the_key(
 
 
 def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="nowhere.toml cannot be read"):
+    with pytest.raises(JobError, match=r"nowhere\.toml cannot be read"):
         read_job(tmp_path / "nowhere.toml")
 
 
