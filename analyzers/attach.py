@@ -124,8 +124,11 @@ def read_plain(
         known = Manifest.from_metadata(metadata)
         if known.rows:
             raise ModelError(f"the file is explained already ({', '.join(known.rows)}); attach to the plain model")
-        if mean is not None or std is not None:
-            raise ModelError("the file says itself how its pictures are normalised; leave --mean and --std out")
+        if (mean or known.input.mean, std or known.input.std) != (known.input.mean, known.input.std):
+            raise ModelError(
+                f"the file normalises its pictures itself, by mean {known.input.mean} and std {known.input.std};"
+                " leave --mean and --std out"
+            )
         return Plain(model, known, find_classifier(model))
     found = find_classifier(model)
     if names is None or len(names) != len(found.head.bias):
