@@ -74,3 +74,32 @@ def plain_filter_loss(
             else:
                 total += 0.5 / (1 - own) * float(scaled.sum())
     return total / (x.shape[0] * x.shape[1])
+
+
+def mutual_information_loss(x: np.ndarray, tau: float = 1.0, beta: float = 4.0) -> float:
+    """-MI(X; T) of one filter's maps x (batch, n, n), section 3 of arXiv 1710.00935, Z over the batch."""
+    n = x.shape[1]
+    templates = [part_template(n, (i, j), beta) for i in range(n) for j in range(n)] + [-np.ones((n, n))]
+    score = np.array([[tau * float((picture * template).sum()) for template in templates] for picture in x])
+    prior = 1 / len(templates)
+    p_x_given_t = np.exp(score) / np.exp(score).sum(0, keepdims=True)
+    p_x = (prior * p_x_given_t).sum(1)
+    return -sum(
+        prior * p_x_given_t[b, t] * (np.log(p_x_given_t[b, t]) - np.log(p_x[b]))
+        for b in range(len(x))
+        for t in range(len(templates))
+    )
+
+
+def entropy_form(x: np.ndarray, tau: float = 1.0, beta: float = 4.0) -> float:
+    """Eq. (7) with the minus sign that the printed one lacks: -H(T) + H(T' | X) + sum_x p(T+, x) H(T+ | X = x)."""
+    n = x.shape[1]
+    templates = [part_template(n, (i, j), beta) for i in range(n) for j in range(n)] + [-np.ones((n, n))]
+    score = np.array([[tau * float((picture * template).sum()) for template in templates] for picture in x])
+    joint = np.exp(score) / np.exp(score).sum(0, keepdims=True) / len(templates)  # p(x, T)
+    p_x = joint.sum(1)
+    positive = joint[:, :-1].sum(1)
+    entropy_of_templates = np.log(len(templates))
+    sign_given_x = -(positive * np.log(positive / p_x) + joint[:, -1] * np.log(joint[:, -1] / p_x)).sum()
+    share = joint[:, :-1] / positive[:, None]
+    return -entropy_of_templates + sign_given_x - (positive * (share * np.log(share)).sum(1)).sum()

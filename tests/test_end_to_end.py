@@ -45,7 +45,7 @@ def creatures_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_a_model_and_its_report(models: Path) -> None:
     folder = models / "creatures" / "1"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "report.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "report.json", "weights.safetensors"]
     report = json.loads((folder / "report.json").read_text())
     assert report["completeness_gap"]["value"] <= 1e-4
     assert report["proof"]["logits_gap_torch"] <= 1e-4

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
 from analyzers import cli
 from analyzers.attach import Layer, attach, prove
@@ -91,11 +92,10 @@ def _run(options: argparse.Namespace) -> None:
     plain = export(network, pictures.names, size)
     images = _proof_pictures(test, size)
     torch_gap = compare(network, plain, images)
-    interpretable = network.parts is not None
     layer = Layer(
         tensor=MAP,
-        interpretable=interpretable,
-        learned_for=None if network.parts is None else tuple(network.parts.learned_for.tolist()),
+        interpretable=network.parts is not None and network.parts.masked,
+        learned_for=None if network.parts is None else tuple(network.parts.state.learned_for.tolist()),
     )
     described = "drawn creatures" if job.data.path is None else job.data.path.name
     explained = attach(
@@ -114,6 +114,7 @@ def _run(options: argparse.Namespace) -> None:
     report = evaluate(model, pictures)
     report["proof"] = {"logits_gap_torch": torch_gap, "completeness_gap": proof.completeness_gap}
     report["training"] = _training_report(job, history)
+    write_atomically(job.folder / "weights.safetensors", save(network.state_dict()))
     write_atomically(job.folder / "model.onnx", model)
     write_atomically(job.folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     print(

@@ -39,7 +39,8 @@ class Model(_Section):
     """What to learn."""
 
     backbone: str = Field("small", description=f"one of {', '.join(BACKBONES)}")
-    filters: Annotated[int, Field(ge=0)] = Field(64, description="filters of the interpretable layer; 0 for none")
+    filters: Annotated[int, Field(ge=0)] = Field(64, description="filters of the last conv layer; 0 adds none")
+    interpretable: bool = Field(True, description="mask these filters by part templates; false for an ordinary layer")
     beta: Annotated[float, Field(gt=0)] = Field(4.0, description="steepness of the part templates")
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
@@ -59,9 +60,15 @@ class Train(_Section):
     batch_size: Count = 64
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak of the one-cycle schedule")
     weight_decay: Annotated[float, Field(ge=0)] = 5e-2
-    filter_loss: Literal["plain"] = "plain"
+    filter_loss: Literal["plain", "code", "paper", "mi", "gates", "groups"] = "plain"
     filter_weight: Annotated[float, Field(ge=0)] = Field(0.05, description="lambda of the filter loss; 0 for none")
-    filter_decay: bool = Field(True, description="divide lambda by the number of the epoch, as the paper does")
+    filter_schedule: Literal["decay", "constant", "ramp"] = Field(
+        "decay",
+        description="lambda divided by the number of the epoch as in the paper, kept, or growing linearly to it",
+    )
+    start: Path | None = Field(
+        None, description="weights.safetensors of an earlier run of the same network to start from"
+    )
     shift: Share = Field(0.08, description="random shift, share of the side")
     zoom: Share = Field(0.1, description="random change of scale")
     seed: Annotated[int, Field(ge=0)] = 0

@@ -35,6 +35,7 @@ class Network(nn.Module):
         size: int,
         filters: int = 0,
         beta: float = 4.0,
+        masked: bool = True,
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
     ) -> None:
@@ -48,8 +49,8 @@ class Network(nn.Module):
         if filters:
             with torch.no_grad():
                 cells = backbone.eval()(torch.zeros(1, 3, size, size)).shape[-1]
-            self.parts = PartLayer(backbone.channels, filters, cells, classes, beta)
-            gain = cells**2 / float(self.parts.table[self.parts.table.shape[0] // 2 + cells // 2].sum())
+            self.parts = PartLayer(backbone.channels, filters, cells, classes, beta=beta, masked=masked)
+            gain = self.parts.gain
         self.head = DecomposedHead(filters or backbone.channels, classes, gain)
 
     def map(self, x: Tensor) -> Tensor:

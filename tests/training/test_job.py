@@ -21,8 +21,8 @@ def test_a_job_states_only_what_differs(tmp_path: Path) -> None:
 
 def test_overrides_win_over_the_file_in_both_spellings(tmp_path: Path) -> None:
     path = job_file(tmp_path, 'name = "x"\n[train]\nepochs = 9\n')
-    job = read_job(path, ["--train.epochs", "2", "--head.k1=7", "--output", "out", "--train.filter-decay", "false"])
-    assert (job.train.epochs, job.head.k1, job.output, job.train.filter_decay) == (2, 7, Path("out"), False)
+    job = read_job(path, ["--train.epochs", "2", "--head.k1=7", "--output", "out", "--train.filter-schedule", "ramp"])
+    assert (job.train.epochs, job.head.k1, job.output, job.train.filter_schedule) == (2, 7, Path("out"), "ramp")
 
 
 @pytest.mark.parametrize(

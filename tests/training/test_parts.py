@@ -1,4 +1,4 @@
-"""The interpretable layer and its filter loss, against the literal equations."""
+"""The interpretable layer, against the literal equations."""
 
 from __future__ import annotations
 
@@ -48,56 +48,18 @@ def test_masking_commutes_with_flips_and_rotations(turn: object) -> None:
     torch.testing.assert_close(layer().mask(turn(x)), turn(layer().mask(x)))
 
 
-def test_masking_scales_with_the_map() -> None:
+def test_masking_scales_with_the_map_and_masking_twice_keeps_the_support() -> None:
     x = maps(3)
-    torch.testing.assert_close(layer().mask(x * 7), layer().mask(x) * 7)
+    masked = layer().mask(x)
+    torch.testing.assert_close(layer().mask(x * 7), masked * 7)
+    assert torch.equal(layer().mask(masked) > 0, masked > 0)
 
 
-def test_the_plain_filter_loss_is_its_equation() -> None:
-    part, x = layer(), maps(4)
-    label, share = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0.5, 0.3, 0.2])
-    part.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
-    part.response.copy_(torch.eye(4, 3) + 0.1)
-    expected = oracles.plain_filter_loss(
-        x.numpy(), label.numpy(), part.learned_for.numpy(), part.scale.numpy(), share.numpy()
-    )
-    assert float(part.filter_loss(x, label, share)) == pytest.approx(expected, rel=1e-5)
+def test_a_layer_without_mask_is_an_ordinary_one() -> None:
+    ordinary = PartLayer(2, 4, 5, 3, masked=False)
+    assert torch.equal(ordinary.mask(maps()), maps())
+    assert ordinary.gain == 1.0
 
 
-def test_the_filter_loss_does_not_change_with_the_scale_of_the_layer() -> None:
-    x, label, share = maps(5), torch.tensor([0, 1, 2, 0, 1, 2]), torch.full((3,), 1 / 3)
-    small, large = layer(), layer()
-    for _ in range(200):
-        small.observe(x, label)
-        large.observe(x * 1000, label)
-    torch.testing.assert_close(
-        small.filter_loss(x, label, share), large.filter_loss(x * 1000, label, share), rtol=1e-3, atol=1e-3
-    )
-
-
-def test_the_filter_loss_pulls_to_the_peak_on_own_pictures_and_down_on_others() -> None:
-    part = layer(filters=1)
-    part.response.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
-    x = maps(6, batch=2, filters=1).requires_grad_()
-    share = torch.full((3,), 1 / 3)
-    part.filter_loss(x, torch.tensor([0, 1]), share).backward()
-    gradient, peak = x.grad, x[0, 0].detach().flatten().argmax()
-    template = part.templates[peak].reshape(5, 5)
-    torch.testing.assert_close(gradient[0, 0], -template * 1.5 / 2)
-    assert bool((gradient[1] > 0).all())
-
-
-def test_a_filter_that_fires_on_one_class_is_learned_for_that_class() -> None:
-    part = layer(filters=2)
-    for _ in range(50):
-        x = torch.zeros(3, 2, 5, 5)
-        x[2, 0, 1, 1], x[1, 1, 3, 3] = 4.0, 2.0
-        part.observe(x, torch.tensor([0, 1, 2]))
-    assert part.learned_for.tolist() == [2, 1]
-
-
-def test_scales_converge_to_the_mean_peak() -> None:
-    part, x = layer(), maps(7)
-    for _ in range(300):
-        part.observe(x, torch.tensor([0, 1, 2, 0, 1, 2]))
-    torch.testing.assert_close(part.scale, x.flatten(2).amax(2).mean(0), rtol=1e-4, atol=1e-5)
+def test_the_gain_makes_up_for_the_cells_that_the_template_empties() -> None:
+    assert layer(cells=8).gain == pytest.approx(64 / 3)  # 1 + 4 x 0.5
