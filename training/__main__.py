@@ -21,6 +21,7 @@ from analyzers.files import write_atomically
 from analyzers.manifest import Provenance
 from analyzers.pictures import Pictures, read_pictures
 from analyzers.pixels import to_model_input
+from training import checkpoint
 from training.backbones import BACKBONES, load_backbone, split_checkpoint
 from training.creatures import creatures
 from training.data import Batches, load
@@ -28,6 +29,7 @@ from training.export import MAP, compare, export
 from training.job import Job, JobError, describe, read_job
 from training.loop import History, learn
 from training.network import IMAGENET_MEAN, IMAGENET_STD, Network
+from training.watch import watching
 
 PROGRAM = "pellucid-train"
 PROOF_PICTURES = 32
@@ -56,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("job", type=Path, metavar="JOB.toml")
+    command.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
     command.set_defaults(run=_run)
 
     command = commands.add_parser(
@@ -88,7 +91,11 @@ def _run(options: argparse.Namespace) -> None:
     pictures = load(job.data, job.train.seed)
     train, test = pictures.of_split("train"), pictures.of_split("test")
     size = job.data.size
-    network, selection, history = learn(job, Batches(train, size), Batches(test, size), len(pictures.names))
+    tested = Batches(test, size)
+    with watching(job, tested) as watch:
+        network, selection, history = learn(
+            job, Batches(train, size), tested, len(pictures.names), resume=options.resume, watch=watch
+        )
     plain = export(network, pictures.names, size)
     images = _proof_pictures(test, size)
     torch_gap = compare(network, plain, images)
@@ -117,6 +124,7 @@ def _run(options: argparse.Namespace) -> None:
     write_atomically(job.folder / "weights.safetensors", save(network.state_dict()))
     write_atomically(job.folder / "model.onnx", model)
     write_atomically(job.folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    (job.folder / checkpoint.FILE).unlink(missing_ok=True)
     print(
         f"{job.folder / 'model.onnx'}: test accuracy {report['accuracy']['value']:.4f}"
         f" (n = {report['accuracy']['n']}), ledgers add up within {proof.completeness_gap:.1e},"

@@ -71,7 +71,15 @@ class Train(_Section):
     )
     shift: Share = Field(0.08, description="random shift, share of the side")
     zoom: Share = Field(0.1, description="random change of scale")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of activations while learning; bfloat16 pays on processors and GPUs made for it"
+    )
     seed: Annotated[int, Field(ge=0)] = 0
+    warm_up: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="share of the steps in which the learning rate rises; then it falls along a cosine"
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of averaged weights, which are then kept")
+    tensorboard: bool = Field(False, description="write scalars and pictures for TensorBoard beside the model")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0 leaves it to torch")
 
 
