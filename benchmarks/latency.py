@@ -40,7 +40,7 @@ class Case:
 
 CASES = (
     Case("ResNet-20", "resnet20", 0, 32, 600),
-    Case("ResNet-18 + interpretable layer", "resnet18", 512, 128, 80),
+    Case("ResNet-18 + interpretable layer", "resnet18", 512, 128, 200),
     Case("ResNet-18 + interpretable layer", "resnet18", 512, 224, 30),
     Case("ResNet-18, stride 16, + interpretable layer", "resnet18-stride16", 512, 224, 20),
 )
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--only", help="only networks whose name contains this")
     options = parser.parse_args()
-    print(f"{_processor()}, ONNX Runtime {ort.__version__}, CPU, one thread; medians of CPU time\n")
+    print(f"{processor()}, ONNX Runtime {ort.__version__}, CPU, one thread; medians of CPU time\n")
     print("| network | input | batch | plain ms | explained ms | explained / plain | by wall clock | plain / plain |")
     print("|---|---|---|---|---|---|---|---|")
     rows = []
@@ -127,7 +127,7 @@ def main() -> None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the processor's name where the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from analyzers.parts import part_template
@@ -32,6 +33,7 @@ class FilterState(nn.Module):
         scale: (filters,) running mean of the peak activation.
         response: (filters, classes) running mean of the scaled peak on pictures of each class.
         class_share: (classes,) share of pictures with each class.
+        category: (filters,) class that each filter is held to; -1 where it is the one it responds to most.
         gate: (filters, classes) in 0..1; used and learned by `gates` alone.
         classify: logits of given maps; `gates` needs it for its second pass through the head.
     """
@@ -40,6 +42,7 @@ class FilterState(nn.Module):
     scale: Tensor
     response: Tensor
     class_share: Tensor
+    category: Tensor
 
     def __init__(self, filters: int, cells: int, classes: int, beta: float = 4.0) -> None:
         super().__init__()
@@ -47,13 +50,22 @@ class FilterState(nn.Module):
         self.register_buffer("scale", torch.ones(filters))
         self.register_buffer("response", torch.zeros(filters, classes))
         self.register_buffer("class_share", torch.full((classes,), 1 / max(classes, 2)))
+        self.register_buffer("category", torch.full((filters,), -1))
         self.gate = nn.Parameter(torch.full((filters, classes), 0.5), requires_grad=False)
         self.classify: Callable[[Tensor], Tensor] | None = None
 
     @property
     def learned_for(self) -> Tensor:
-        """Class of each filter: the one on whose pictures it peaks highest, (filters,)."""
-        return self.response.argmax(1)
+        """Class of each filter: the one it is held to, or on whose pictures it peaks highest, (filters,)."""
+        return torch.where(self.category >= 0, self.category, self.response.argmax(1))
+
+    def share_out(self) -> None:
+        """Hold each filter to a class, an equal number of filters to each, so that their responses sum up highest."""
+        filters, classes = self.response.shape
+        seats = torch.arange(filters, device=self.response.device) % classes  # one column for each place to fill
+        preference = (self.response - self.response.mean(1, keepdim=True)).cpu().numpy()
+        rows, columns = linear_sum_assignment(preference[:, seats.cpu().numpy()], maximize=True)
+        self.category[torch.from_numpy(rows)] = seats[torch.from_numpy(columns)]
 
     def member(self, labels: Tensor) -> Tensor:
         """Return (batch, classes) 0/1 from class numbers (batch,) or a multi-label mask (batch, classes)."""

@@ -66,6 +66,9 @@ class Train(_Section):
         "decay",
         description="lambda divided by the number of the epoch as in the paper, kept, or growing linearly to it",
     )
+    filter_classes: Literal["response", "balanced"] = Field(
+        "response", description="class of a filter: the one it responds to most, or an equal number of filters for each"
+    )
     start: Path | None = Field(
         None, description="weights.safetensors of an earlier run of the same network to start from"
     )

@@ -169,6 +169,7 @@ class Learner:
         if done > 0:
             optimiser.load_state_dict(self._restored["optimiser"])
             schedule.load_state_dict(self._restored["schedule"])
+        self._share_out_filters()
         for number in range(stage.first + max(done, 0) + 1, stage.first + stage.epochs + 1):
             began = time.monotonic()
             record = self._epoch(number, stage, optimiser, schedule)
@@ -177,9 +178,17 @@ class Learner:
             log.info(
                 "%s, epoch %d: loss %.3f, test accuracy %.3f", stage.title, number, record["loss"], record["accuracy"]
             )
+            self._share_out_filters()
             self._save(optimiser, schedule)
             if self.watch is not None:
                 self.watch(record, self.network)
+
+    def _share_out_filters(self) -> None:
+        """Hold filters to classes, an equal number to each, once something is known of them."""
+        parts = self.network.parts
+        if parts is not None and self.job.train.filter_classes == "balanced" and parts.state.response.any():
+            if (parts.state.category < 0).any():
+                parts.state.share_out()
 
     def use_average(self) -> None:
         """Put the averaged weights, where they are kept, into the network."""
