@@ -113,7 +113,7 @@ class Session:
         try:
             values = self.session.run(None, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise ModelError(f"the model failed to run: {str(error)[:300]}") from None
+            raise ModelError(f"the model failed to run: {_one_line(error)}") from None
         return dict(zip(self.outputs, values, strict=True))
 
     def run_images(self, manifest: Manifest, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
@@ -148,10 +148,10 @@ def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 
         session = ort.InferenceSession(model, options, providers=chosen)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if device == "gpu":
-            raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {str(error)[:300]}") from None
-        raise ModelError(f"ONNX Runtime cannot load the file: {_first_line(error)}") from None
+            raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {_one_line(error)}") from None
+        raise ModelError(f"ONNX Runtime cannot load the file: {_one_line(error)}") from None
     return Session(session, session.get_providers()[0])
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

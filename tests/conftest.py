@@ -120,7 +120,9 @@ def running_server(
         yield line.removeprefix("listening on ").strip(), process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.wait(30)
+        process.stdout.close()
+        process.stderr.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,56 @@
+"""Starting, being watched, and stopping without losing a request."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from server.app import SERVICE
+from server.client import Client
+from tests.conftest import png, running_server
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_a_healthy_server_says_so(address: str, service: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        assert check(health_pb2.HealthCheckRequest(service=service)).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_lists_the_service(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = {service.name for service in answer.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_requests_that_run_at_the_signal_are_answered_and_the_server_exits_with_0(
+    repository: Path, number: signal.Signals
+) -> None:
+    pictures = [png(np.zeros((4000, 4000, 3), np.uint8))] * 6  # small files, half a second or so of decoding
+    answers: list[int] = []
+    with running_server("--repository", str(repository), "--workers", "1") as (address, process):
+        with Client(address) as client:
+            client.list_models()
+            asking = [threading.Thread(target=lambda: answers.append(len(client.explain(pictures)))) for _ in range(3)]
+            for thread in asking:
+                thread.start()
+            time.sleep(0.3)
+            process.send_signal(number)
+            for thread in asking:
+                thread.join(30)
+        assert process.wait(30) == 0
+        errors = process.stderr.read()
+    assert answers == [6] * 3
+    assert "Traceback" not in errors
+    assert "stopping" in errors
