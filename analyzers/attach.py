@@ -82,11 +82,13 @@ def load_onnx(data: bytes) -> ModelProto:
     """
     try:
         model = onnx.load_model_from_string(data)
+        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            raise ModelError("the model keeps weights in other files; save it as one file first")
         onnx.checker.check_model(model)
+    except ModelError:
+        raise
     except Exception as error:  # protobuf and onnx raise unrelated classes
-        raise ModelError(f"the file is not a valid ONNX model: {str(error)[:200].strip() or 'empty'}") from None
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise ModelError("the model keeps weights in other files; save it as one file first")
+        raise ModelError(f"the file is not a valid ONNX model: {_one_line(error)}") from None
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < MIN_OPSET:
         try:
@@ -96,6 +98,10 @@ def load_onnx(data: bytes) -> ModelProto:
                 f"the model has operator set {opset} and cannot be converted to {MIN_OPSET}: {str(error)[:200]}"
             ) from None
     return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def read_plain(

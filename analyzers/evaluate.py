@@ -1,24 +1,30 @@
-"""Measure an explained model on labelled pictures: accuracy, accuracy of its class features alone, exactness.
+"""Measure an explained model on labelled pictures: accuracy, accuracy of its class features alone, exactness, parts.
 
 Every figure is an object with `value`, `n` and, for shares, `standard_error`; `docs/report.md` is the schema.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from analyzers.attach import Plain, probe
+from analyzers.attach import Layer, Plain, probe
 from analyzers.class_features import Histogram, Rule, membership
 from analyzers.errors import ModelError
 from analyzers.graph import find_classifier
 from analyzers.manifest import ClassFeatures, Manifest
+from analyzers.metrics import own_category
+from analyzers.off_centre import move_marks, move_pixels, random_steps
+from analyzers.part_report import class_figures, interpretability_figure, location_figures
+from analyzers.part_watch import Eye, watch
 from analyzers.pictures import Pictures
-from analyzers.pixels import to_model_input
+from analyzers.pixels import UInt8Array, to_model_input
 from analyzers.progress import track
 
 REPORT_SCHEMA = 1
@@ -30,11 +36,20 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """What the model said about all pictures: (pictures, classes) logits and rest, (pictures, features) pooled."""
+    """What the model said about all pictures.
+
+    Attributes:
+        logits: (pictures, classes).
+        rest: (pictures, classes).
+        pooled: (pictures, features).
+        strength: (pictures, filters) activation at the peaks; no filters without the `parts` row.
+        gap: largest difference between a reported ledger and its logit.
+    """
 
     logits: FloatArray
     rest: FloatArray
     pooled: FloatArray
+    strength: FloatArray
     gap: float
 
 
@@ -77,6 +92,8 @@ def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_siz
     decomposed = not answers.rest.any()
     if section.rule != "given" and not decomposed and split != "train" and (pictures.split == 0).any():
         report["accuracy_by_k"] = _curve(explained, section, pictures.of_split("train"), tested, answers, batch_size)
+    if described.parts is not None:
+        report |= _parts(explained, tested, answers, batch_size)
     return report
 
 
@@ -88,19 +105,58 @@ def _share(hits: npt.NDArray[np.bool_]) -> Figure:
 def _answer(explained: Plain, section: ClassFeatures, pictures: Pictures, batch_size: int, title: str) -> _Answers:
     """Run all pictures; the gap compares every reported ledger with its logit."""
     session, _ = probe(explained)
-    size = explained.manifest.input
-    logits, rest, pooled, gap = [], [], [], 0.0
+    size, parts = explained.manifest.input, explained.manifest.parts
+    logits, rest, pooled, strength, gap = [], [], [], [], 0.0
     batches = pictures.batches(size.height, size.width, batch_size)
     for pixels in track(batches, title, -(-len(pictures) // batch_size)):
         answer = session.run_images(explained.manifest, to_model_input(pixels))
         logits.append(answer[explained.manifest.scores.tensor])
         rest.append(answer[section.rest])
         pooled.append(answer[explained.found.pooled])
+        strength.append(np.zeros((len(pixels), 0), np.float32) if parts is None else answer[parts.score])
         top = answer[section.classes]
         ledger = answer[section.contributions].sum(-1) + answer[section.bias]
         ledger += np.take_along_axis(rest[-1], top, 1)
         gap = max(gap, float(abs(ledger - np.take_along_axis(logits[-1], top, 1)).max()))
-    return _Answers(np.concatenate(logits), np.concatenate(rest), np.concatenate(pooled), gap)
+    return _Answers(np.concatenate(logits), np.concatenate(rest), np.concatenate(pooled), np.concatenate(strength), gap)
+
+
+def _parts(explained: Plain, tested: Pictures, answers: _Answers, batch_size: int) -> dict[str, dict[str, Figure]]:
+    """Return the figures about filters, and on marked pictures also those about parts, as they are and off centre."""
+    section, picture = explained.manifest.parts, explained.manifest.input
+    assert section is not None  # noqa: S101 (the caller asked)
+    classes, size = len(explained.manifest.classes), (picture.height, picture.width)
+    strength, pooled = answers.strength.astype(np.float32), answers.pooled.astype(np.float32)
+    report = {"parts": class_figures(strength, pooled, tested.label, tested.group, classes)}
+    if tested.parts is None or not np.isfinite(tested.parts.xy).any():
+        return report
+    marked = tested.take(np.flatnonzero(np.isfinite(tested.parts.xy[..., 0]).sum(1)))
+    learned_for = section.learned_for or tuple(own_category(strength, tested.label, classes))
+    features = explained.manifest.class_features
+    pooled_map = features is not None and features.features_are_filters and explained.found.map
+    shown_map = pooled_map or section.layer  # what the head pools has gone through the part templates
+    session, _ = probe(explained, Layer(tensor=shown_map))
+    eye = Eye(partial(session.run_images, explained.manifest), section, explained.found.pooled, shown_map)
+    steps = random_steps(len(marked), size)
+    for name, step in (("parts", np.zeros_like(steps)), ("parts_off_centre", steps)):
+        moved = replace(marked, parts=None if marked.parts is None else move_marks(marked.parts, step, size))
+        batches = _moved_batches(moved, step, size, batch_size, name.replace("_", " "))
+        watched = watch(eye, batches, moved, np.array(learned_for, np.int64))
+        if name not in report:
+            report[name] = class_figures(watched.strength, watched.pooled, marked.label, marked.group, classes)
+        report[name] |= location_figures(watched.seen)
+        if watched.maps and watched.seen.visible.any():
+            report[name]["part_interpretability"] = interpretability_figure(watched.seen, watched.maps)
+    return report
+
+
+def _moved_batches(
+    pictures: Pictures, step: npt.NDArray[np.int64], size: tuple[int, int], batch_size: int, title: str
+) -> Iterator[UInt8Array]:
+    start = 0
+    for pixels in track(pictures.batches(*size, batch_size), title, -(-len(pictures) // batch_size)):
+        yield move_pixels(pixels, step[start : start + len(pixels)])
+        start += len(pixels)
 
 
 def _curve(

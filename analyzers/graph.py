@@ -21,7 +21,6 @@ _ELEMENTWISE = frozenset(
         "BatchNormalization",
         "Cast",
         "Clip",
-        "Concat",
         "Div",
         "Dropout",
         "Elu",
@@ -117,7 +116,8 @@ def find_classifier(model: ModelProto, scores: str | None = None) -> Classifier:
         scores: the tensor of class scores; the model's only output where None.
 
     Raises:
-        ModelError: there is no linear layer right before the output; the message names what stands there.
+        ModelError: there is no linear layer right before the output, or more than one activation between them; the
+            message names what stands there.
     """
     graph = Graph(model)
     if scores is None and len(model.graph.output) != 1:
@@ -129,7 +129,11 @@ def find_classifier(model: ModelProto, scores: str | None = None) -> Classifier:
         "Sigmoid",
         "Identity",
     }:
-        activation = node.op_type.lower() if node.op_type != "Identity" else activation
+        if node.op_type != "Identity":
+            over_classes = node.op_type == "Sigmoid" or attributes(node).get("axis", -1) in (1, -1)
+            if activation is not None or not over_classes:
+                raise ModelError(f"'{tensor}' is made by a second activation or one across pictures, {node.op_type}")
+            activation = node.op_type.lower()
         tensor = node.input[0]
     pooled, head = _linear(graph, tensor)
     return Classifier(tensor, pooled, head, _pooled_map(graph, pooled), activation)
@@ -149,8 +153,7 @@ def _linear(graph: Graph, logits: str) -> tuple[str, Head]:
     if product is not None and product.op_type == "MatMul":
         weight = graph.constant(product.input[1])
         if weight is not None and weight.ndim == 2:
-            bias = np.zeros(weight.shape[1]) if bias is None else np.broadcast_to(bias, weight.shape[1:])
-            return product.input[0], _head(weight.T, bias)
+            return product.input[0], _head(weight.T, np.zeros(1) if bias is None else bias)
     found = "nothing" if node is None else f"{node.op_type} '{node.name}'"
     raise ModelError(
         f"no final linear layer: '{logits}' is made by {found}; expected Gemm, or MatMul and Add, with constant weights"
@@ -165,13 +168,17 @@ def _gemm(graph: Graph, node: NodeProto) -> tuple[str, Head]:
     if weight is None or bias is None or not plain:
         raise ModelError(f"the final layer, Gemm '{node.name}', has computed or scaled weights; expected constants")
     weight = weight if options.get("transB", 0) else weight.T
-    return node.input[0], _head(weight, np.broadcast_to(bias.reshape(-1), weight.shape[:1]))
+    return node.input[0], _head(weight, bias)
 
 
 def _head(weight: npt.NDArray[np.generic], bias: npt.NDArray[np.generic]) -> Head:
     if weight.dtype != np.float32:
         raise ModelError(f"the final layer's weights are {weight.dtype}; expected float32")
-    return Head(np.ascontiguousarray(weight, np.float32), np.array(bias, np.float32))
+    classes = len(weight)
+    if bias.shape not in {(), (1,), (classes,), (1, 1), (1, classes)}:
+        raise ModelError(f"the final layer's bias has shape {list(bias.shape)}; expected one number a class, {classes}")
+    every = np.broadcast_to(bias.reshape(-1), (classes,))
+    return Head(np.ascontiguousarray(weight, np.float32), np.array(every, np.float32))
 
 
 def _pooled_map(graph: Graph, pooled: str) -> str | None:
@@ -192,6 +199,20 @@ def _pooled_map(graph: Graph, pooled: str) -> str | None:
     return None
 
 
+def filter_by_filter(model: ModelProto, pooled: str, layer: str) -> bool:
+    """Whether the map `pooled` is the map `layer`, each filter under a mask or a function of its own at most."""
+    graph = Graph(model)
+    waiting = [pooled]
+    while waiting:
+        name = waiting.pop()
+        if name == layer:
+            return True
+        node = graph.producer.get(name)
+        if node is not None and node.op_type in {"Mul", "Relu", "Identity", "Dropout"}:
+            waiting.extend(node.input)
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Cells:
     """Stride, first centre and receptive field of a map along one axis, in input pixels."""
@@ -208,9 +229,25 @@ class _Cells:
             field=self.field + reach * self.stride,
         )
 
+    def extent(self, count: int, size: int) -> float:
+        """Return the field, or what covers a picture of `size` pixels from each of `count` cells if it is endless."""
+        last = self.offset + (count - 1) * self.stride
+        return self.field if self.field < np.inf else 2 * max(last, size - self.offset)
+
+    def seen_from(self, other: _Cells) -> float:
+        """Return the field round the other's centres that holds this one's."""
+        return self.field + 2 * abs(self.offset - other.offset)
+
+
+_Axes = tuple[_Cells, _Cells]
+_Sizes = dict[str, tuple[int, int]]
+
 
 def grid_of(model: ModelProto, tensor: str, cells: tuple[int, int]) -> Grid | None:
     """Return how the cells of a conv map lie in the picture, from the graph's convolutions and poolings.
+
+    Where a cell also depends on the picture in a way that is not local (a gate from global pooling, say), its
+    receptive field covers the whole picture.
 
     Args:
         model: the graph.
@@ -221,30 +258,78 @@ def grid_of(model: ModelProto, tensor: str, cells: tuple[int, int]) -> Grid | No
         None where the map does not come from the picture through convolutions, poolings and pointwise operations.
     """
     graph = Graph(model)
-    reach: dict[str, tuple[_Cells, _Cells]] = {graph.single_input().name: (_Cells(), _Cells())}
+    picture = graph.single_input().name
     sizes = _map_sizes(model)
+    reach: dict[str, _Axes | None] = {picture: (_Cells(), _Cells())}  # None: cells cannot be followed
     for node in _ancestors(graph, tensor):
-        known = [reach[name] for name in node.input if name in reach]
-        if not known:
-            continue
-        if node.op_type == "Conv" or node.op_type in _POOLS:
-            reach[node.output[0]] = _windowed(graph, node, known[0], sizes)
-        elif node.op_type in _ELEMENTWISE:
-            reach[node.output[0]] = max(known, key=lambda axes: axes[0].field)
-    if tensor not in reach:
+        if node.op_type != "Shape" and any(name in reach for name in node.input):
+            reach |= dict.fromkeys(node.output, _follow(graph, node, reach, sizes))
+    axes = reach.get(tensor)
+    if axes is None:
         return None
-    y, x = reach[tensor]
+    y, x = axes
     return Grid(
         cells=cells,
         stride=(y.stride, x.stride),
         offset=(y.offset, x.offset),
-        receptive_field=(y.field, x.field),
+        receptive_field=(y.extent(cells[0], sizes[picture][0]), x.extent(cells[1], sizes[picture][1])),
     )
 
 
-def _windowed(
-    graph: Graph, node: NodeProto, axes: tuple[_Cells, _Cells], sizes: dict[str, tuple[int, int]]
-) -> tuple[_Cells, _Cells]:
+def _follow(graph: Graph, node: NodeProto, reach: dict[str, _Axes | None], sizes: _Sizes) -> _Axes | None:
+    """Return the cells of a node's output, or None where it does more than move a window over the picture."""
+    source = reach.get(node.input[0])
+    if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and attributes(node)["axis"] in (1, -3)):
+        return _merged(node, reach, sizes)
+    if source is None or any(name in reach for name in node.input[1:]):
+        return None
+    if node.op_type == "Conv" or node.op_type in _POOLS:
+        return _windowed(graph, node, source, sizes)
+    if node.op_type in {"Slice", "Pad"}:
+        return _moved(graph, node, source)
+    return None
+
+
+def _merged(node: NodeProto, reach: dict[str, _Axes | None], sizes: _Sizes) -> _Axes | None:
+    """Return the cells of a pointwise operation: those of its inputs of full size, as wide as all of them together."""
+    inputs = [name for name in node.input if name in reach]
+    full = [axes for name in inputs if (axes := reach[name]) and sizes.get(name) == sizes.get(node.output[0])]
+    if not full:
+        return None
+    merged = []
+    for axis in (0, 1):
+        widest = max((axes[axis] for axes in full), key=lambda cells: cells.field)
+        if any(axes[axis].stride != widest.stride for axes in full):
+            return None
+        field = max(axes[axis].seen_from(widest) for axes in full) if len(full) == len(inputs) else np.inf
+        merged.append(_Cells(widest.stride, widest.offset, field))
+    return merged[0], merged[1]
+
+
+def _moved(graph: Graph, node: NodeProto, source: _Axes) -> _Axes | None:
+    """Return the cells behind a Slice or Pad with constant numbers; channels may come and go."""
+    constants = [graph.constant(name) if name else None for name in node.input[1:]]
+    if any(value is None for value, name in zip(constants, node.input[1:], strict=True) if name):
+        return None
+    numbers = [None if value is None else np.ravel(value).tolist() for value in constants] + [None] * 4
+    axes = list(source)
+    if node.op_type == "Pad":
+        pads = numbers[0] or []
+        for axis, pad in zip(numbers[2] or range(4), pads[: len(pads) // 2], strict=True):
+            if axis % 4 in (2, 3):
+                axes[axis % 4 - 2] = axes[axis % 4 - 2].window(1, 1, 1, pad)
+        return axes[0], axes[1]
+    starts = numbers[0] or []
+    steps = numbers[3] or [1] * len(starts)
+    for axis, start, step in zip(numbers[2] or range(len(starts)), starts, steps, strict=True):
+        if axis % 4 == 0 or start < 0 or step < 1:
+            return None
+        if axis % 4 > 1:
+            axes[axis % 4 - 2] = axes[axis % 4 - 2].window(1, step, 1, -start)
+    return axes[0], axes[1]
+
+
+def _windowed(graph: Graph, node: NodeProto, axes: _Axes, sizes: _Sizes) -> _Axes | None:
     options = attributes(node)
     size = options.get("kernel_shape")
     if size is None:
@@ -252,7 +337,7 @@ def _windowed(
         size = () if weight is None else weight.shape[2:]
     size = [int(s) for s in np.ravel(np.array(size))]
     if len(size) != 2:
-        raise ModelError(f"{node.op_type} '{node.name}' is not two-dimensional")
+        return None
     step = np.ravel(np.array(options.get("strides", [1, 1]))).astype(int)
     dilation = np.ravel(np.array(options.get("dilations", [1, 1]))).astype(int)
     pads = np.ravel(np.array(options.get("pads", [0, 0, 0, 0]))).astype(float)
@@ -271,7 +356,7 @@ def _windowed(
     return y, x
 
 
-def _map_sizes(model: ModelProto) -> dict[str, tuple[int, int]]:
+def _map_sizes(model: ModelProto) -> _Sizes:
     """Return (height, width) of every four-dimensional tensor whose shape inference knows."""
     inferred = onnx.shape_inference.infer_shapes(model)
     sizes = {}

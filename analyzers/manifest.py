@@ -98,7 +98,7 @@ class ClassFeatures(_Section):
     bias: str
     """Output, float32 (batch, max_classes)."""
     max_classes: PositiveInt
-    k1: PositiveInt | None
+    k1: PositiveInt | None = None
     """Features counted per picture when the sets were found; null for sets that came from outside."""
     k2: PositiveInt
     """Features per class."""
@@ -127,6 +127,14 @@ class Manifest(_Section):
     provenance: Provenance
     parts: Parts | None = None
     class_features: ClassFeatures | None = None
+
+    @model_validator(mode="after")
+    def _filters_belong_to_classes(self) -> Manifest:
+        learned_for = () if self.parts is None else self.parts.learned_for or ()
+        strange = [number for number in learned_for if not 0 <= number < len(self.classes)]
+        if strange:
+            raise ValueError(f"filters were learned for class {strange[0]}, but there are {len(self.classes)} classes")
+        return self
 
     @property
     def rows(self) -> tuple[str, ...]:

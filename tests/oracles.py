@@ -103,3 +103,93 @@ def entropy_form(x: np.ndarray, tau: float = 1.0, beta: float = 4.0) -> float:
     sign_given_x = -(positive * np.log(positive / p_x) + joint[:, -1] * np.log(joint[:, -1] / p_x)).sum()
     share = joint[:, :-1] / positive[:, None]
     return -entropy_of_templates + sign_given_x - (positive * (share * np.log(share)).sum(1)).sum()
+
+
+# Measures of where filters look, arXiv 1710.00935 section 5.2, and their companions.
+
+
+def location_instability(
+    peak: np.ndarray, landmark: np.ndarray, diagonal: float, strength: np.ndarray | None, top: int, sample_std: bool
+) -> np.ndarray:
+    """D_fk: std over the filter's strongest `top` pictures with landmark k of ||p_k - p(mu)|| / diagonal."""
+    table = np.full((peak.shape[1], landmark.shape[1]), np.nan)
+    for f in range(peak.shape[1]):
+        for k in range(landmark.shape[1]):
+            shown = [i for i in range(len(peak)) if not np.isnan(landmark[i, k, 0]) and not np.isnan(peak[i, f, 0])]
+            if strength is not None:
+                shown = sorted(shown, key=lambda i: -strength[i, f])[:top]
+            d = [((peak[i, f] - landmark[i, k]) ** 2).sum() ** 0.5 / diagonal for i in shown]
+            if len(d) >= 2:
+                mean = sum(d) / len(d)
+                table[f, k] = (sum((x - mean) ** 2 for x in d) / (len(d) - sample_std)) ** 0.5
+    return table
+
+
+def tracking_ratio(peak: np.ndarray, landmark: np.ndarray) -> np.ndarray:
+    """R_fk = sqrt(tr Cov(p_k - p(mu))) / sqrt(tr Cov(p_k)) over the pictures that have both."""
+    table = np.full((peak.shape[1], landmark.shape[1]), np.nan)
+    for f in range(peak.shape[1]):
+        for k in range(landmark.shape[1]):
+            both = [i for i in range(len(peak)) if not np.isnan(landmark[i, k, 0]) and not np.isnan(peak[i, f, 0])]
+            if len(both) >= 2:
+                apart = np.cov(np.array([landmark[i, k] - peak[i, f] for i in both]).T)
+                alone = np.cov(np.array([landmark[i, k] for i in both]).T)
+                table[f, k] = np.sqrt(np.trace(apart) / np.trace(alone))
+    return table
+
+
+def hit_rate(peak: np.ndarray, landmark: np.ndarray, radius: float) -> np.ndarray:
+    """Share of the pictures showing landmark k with a peak at most `radius` away; no peak is a miss."""
+    table = np.full((peak.shape[1], landmark.shape[1]), np.nan)
+    for f in range(peak.shape[1]):
+        for k in range(landmark.shape[1]):
+            shown = [i for i in range(len(peak)) if not np.isnan(landmark[i, k, 0])]
+            hits = [i for i in shown if ((peak[i, f] - landmark[i, k]) ** 2).sum() ** 0.5 <= radius]
+            table[f, k] = len(hits) / len(shown) if shown else np.nan
+    return table
+
+
+def mutual_information(bin_of: np.ndarray, member: np.ndarray) -> float:
+    """MI in nats between a discrete variable and a yes or no: sum p(b, y) log(p(b, y) / (p(b) p(y)))."""
+    total = 0.0
+    for b in set(bin_of.tolist()):
+        for y in (False, True):
+            joint = float(((bin_of == b) & (member == y)).mean())
+            if joint > 0:
+                total += joint * np.log(joint / (float((bin_of == b).mean()) * float((member == y).mean())))
+    return total
+
+
+def part_interpretability(
+    maps: np.ndarray, centres: np.ndarray, radius: float, box: np.ndarray, side: float, raster: int
+) -> np.ndarray:
+    """P_f = max_k of the share of pictures showing part k whose region overlaps its box with IoU > 0.2.
+
+    The region is the union of discs round the cells above the highest value that at most 0.5 % of them exceed.
+    """
+    n, filters, cells = maps.shape
+    result = []
+    for f in range(filters):
+        values = sorted(maps[:, f].ravel().tolist(), reverse=True)
+        threshold = values[int(0.005 * n * cells)]
+        share = []
+        for k in range(box.shape[1]):
+            shown = [i for i in range(n) if not np.isnan(box[i, k, 0])]
+            associated = 0
+            for i in shown:
+                shared = either = 0
+                for row in range(raster):
+                    for column in range(raster):
+                        x, y = (column + 0.5) / raster * side, (row + 0.5) / raster * side
+                        in_region = any(
+                            maps[i, f, c] > threshold
+                            and (x - centres[c, 0]) ** 2 + (y - centres[c, 1]) ** 2 <= radius**2
+                            for c in range(cells)
+                        )
+                        in_part = box[i, k, 0] <= x < box[i, k, 2] and box[i, k, 1] <= y < box[i, k, 3]
+                        shared += in_region and in_part
+                        either += in_region or in_part
+                associated += either > 0 and shared / either > 0.2
+            share.append(associated / len(shown) if shown else np.nan)
+        result.append(np.nanmax(share))
+    return np.array(result)
