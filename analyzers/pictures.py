@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -85,10 +84,12 @@ class Pictures:
         Raises:
             DataError: there is no such split, or no picture in it.
         """
+        if split != "all" and split not in SPLITS:
+            raise DataError(f"unknown split '{split}'; there are {', '.join(SPLITS)} and all")
+        if not len(self):
+            raise DataError("the data holds no picture")
         if split == "all":
             return self
-        if split not in SPLITS:
-            raise DataError(f"unknown split '{split}'; there are {', '.join(SPLITS)} and all")
         rows = np.flatnonzero(self.split == SPLITS.index(split))
         if not len(rows):
             raise DataError(f"the data has no picture in its {split} split; 'all' takes every picture")
@@ -105,6 +106,8 @@ class Pictures:
         if set(self.names) != set(names) or len(self.names) != len(names):
             strange = sorted(set(self.names) ^ set(names))[:5]
             raise DataError(f"the data's classes are not the model's; only one of them has {', '.join(strange)}")
+        if len(set(names)) != len(names):
+            raise DataError("two classes have the same name, and data and model order them differently; rename one")
         order = np.array([names.index(name) for name in self.names], np.int64)
         return replace(self, names=names, label=order[self.label])
 
@@ -162,25 +165,33 @@ def read_pictures(path: Path) -> Pictures:
     raise DataError(f"there is no data at {path}; expected a .npz pack or a folder with one sub-folder a class")
 
 
+# The arrays of a pack: kinds of their dtype, number of axes, and whether there is one entry a picture.
+_ARRAYS = {
+    "image": ("u", 1, False),
+    "offsets": ("iu", 1, False),
+    "label": ("iu", 1, True),
+    "names": ("U", 1, False),
+    "split": ("iub", 1, True),
+    "picture_id": ("iu", 1, True),
+    "part_names": ("U", 1, False),
+    "part_xy": ("f", 3, True),
+    "part_box": ("f", 3, True),
+}
+
+
 def _read_pack(path: Path) -> Pictures:
-    try:
-        with np.load(path, allow_pickle=False) as pack:
-            arrays = {name: pack[name] for name in pack.files if name in _ARRAYS}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError):
-        raise DataError(f"{path} is not a .npz pack, or a truncated one") from None
-    missing = [name for name in ("image", "offsets", "label", "names") if name not in arrays]
-    if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; a pack has image, offsets, label, names and split")
-    offsets, label = arrays["offsets"], arrays["label"].astype(np.int64)
+    arrays = _read_arrays(path)
+    offsets, label, image = arrays["offsets"], arrays["label"].astype(np.int64), arrays["image"]
     names = tuple(str(name) for name in arrays["names"])
-    image = arrays["image"]
     if len(offsets) != len(label) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(image) or offsets[0] < 0:
         raise DataError(f"{path}: offsets do not fit {len(label)} labels and {len(image)} bytes of pictures")
     if len(label) and not 0 <= label.min() <= label.max() < len(names):
-        raise DataError(f"{path}: labels reach {label.max()} but there are {len(names)} names")
+        raise DataError(f"{path}: labels run from {label.min()} to {label.max()} but there are {len(names)} names")
     parts = None
     if "part_names" in arrays and "part_xy" in arrays and "part_box" in arrays:
         parts = PartMarks(tuple(map(str, arrays["part_names"])), arrays["part_xy"], arrays["part_box"])
+        if (parts.xy.shape[1:], parts.box.shape[1:]) != ((len(parts.names), 2), (len(parts.names), 4)):
+            raise DataError(f"{path}: part_xy and part_box do not fit {len(parts.names)} part_names")
     raw = image.tobytes()
     return Pictures(
         names=names,
@@ -192,18 +203,34 @@ def _read_pack(path: Path) -> Pictures:
     )
 
 
-_ARRAYS = frozenset(["image", "offsets", "label", "names", "split", "picture_id", "part_names", "part_xy", "part_box"])
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read the arrays of a pack that we know; each has the dtype and shape of `_ARRAYS`."""
+    try:
+        with np.load(path, allow_pickle=False) as pack:
+            arrays = {name: pack[name] for name in pack.files if name in _ARRAYS}
+    except Exception:  # zipfile, zlib and numpy's header parser raise unrelated classes
+        raise DataError(f"{path} is not a .npz pack, or a damaged one") from None
+    missing = [name for name in ("image", "offsets", "label", "names") if name not in arrays]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; a pack has image, offsets, label, names and split")
+    for name, array in arrays.items():
+        kinds, axes, one_a_picture = _ARRAYS[name]
+        short = one_a_picture and array.ndim > 0 and len(array) != len(np.atleast_1d(arrays["label"]))
+        wide = name == "image" and array.itemsize != 1
+        if array.dtype.kind not in kinds or array.ndim != axes or short or wide:
+            raise DataError(f"{path}: {name} is {array.dtype} {list(array.shape)}; docs/data.md says what it should be")
+    return arrays
 
 
 def _read_folder(path: Path) -> Pictures:
     roots = [(path / name, number) for number, name in enumerate(SPLITS) if (path / name).is_dir()]
     roots = roots or [(path, SPLITS.index("train"))]
-    names = sorted({child.name for root, _ in roots for child in root.iterdir() if child.is_dir()})
+    names = sorted({child.name for root, _ in roots for child in root.iterdir() if _is_class(child)})
     files = [
         (file, names.index(folder.name), split)
         for root, split in roots
         for folder in sorted(root.iterdir())
-        if folder.is_dir()
+        if _is_class(folder)
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in SUFFIXES
     ]
@@ -219,3 +246,7 @@ def _read_folder(path: Path) -> Pictures:
         split=np.array([split for _, _, split in files], np.int64),
         group=np.arange(len(files), dtype=np.int64),
     )
+
+
+def _is_class(folder: Path) -> bool:
+    return folder.is_dir() and not folder.name.startswith(".")  # .git, .ipynb_checkpoints

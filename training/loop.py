@@ -186,9 +186,10 @@ class Learner:
     def _share_out_filters(self) -> None:
         """Hold filters to classes, an equal number to each, once something is known of them."""
         parts = self.network.parts
-        if parts is not None and self.job.train.filter_classes == "balanced" and parts.state.response.any():
-            if (parts.state.category < 0).any():
-                parts.state.share_out()
+        if parts is None or self.job.train.filter_classes != "balanced":
+            return
+        if parts.state.response.any() and (parts.state.category < 0).any():
+            parts.state.share_out()
 
     def use_average(self) -> None:
         """Put the averaged weights, where they are kept, into the network."""

@@ -214,3 +214,10 @@ def test_labels_may_be_many_or_a_single_category() -> None:
     assert plain(maps(), LOGITS, many, s)[0].item() == plain(maps(), LOGITS, LABELS, s)[0].item()
     single = FilterState(4, 5, 1)
     assert single.own(torch.tensor([1, 0])).tolist() == [[True] * 4, [False] * 4]
+
+
+def test_filters_are_shared_out_evenly_to_the_classes_they_respond_to() -> None:
+    s = FilterState(6, 5, 3)
+    s.response.copy_(torch.tensor([[9, 0, 0], [8, 0, 0], [7, 6, 0], [6, 0, 5], [0, 1, 0], [0, 0, 1]]).float())
+    s.share_out()
+    assert s.learned_for.tolist() == [0, 0, 1, 2, 1, 2]
