@@ -106,7 +106,7 @@ def _selection(options: argparse.Namespace, plain: Plain, pictures: Pictures) ->
     if options.indices is not None:
         try:
             document = json.loads(options.indices.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{options.indices} is not JSON; expected {{class number: [feature numbers]}}") from None
         classes, features = plain.found.head.weight.shape
         return Selection(check_index_sets(document, classes, features), None, "given")
@@ -142,6 +142,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     for row in report.get("accuracy_by_k", ()):
         print(f"{'  k = ' + str(row['k']):<24} {row['value']:.4f} ± {row['standard_error']:.4f}")
     print(f"{'completeness_gap':<24} {report['completeness_gap']['value']:.1e}")
+    for name in ("location_instability", "tracking_ratio"):
+        figure = report.get("parts", {}).get(name)
+        if figure is not None and figure["value"] is not None:
+            controls = ", ".join(f"{control} {value:.3f}" for control, value in figure["controls"].items())
+            print(f"{name:<24} {figure['value']:.3f} ± {figure['standard_error']:.3f}  ({controls})")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -5,23 +5,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from analyzers import __version__, class_features, manifest, parts
 from analyzers.class_features import Histogram, Int64Array, split_head
-from analyzers.errors import ModelError
-from analyzers.graph import Classifier, Graph, find_classifier, grid_of
+from analyzers.errors import InvalidInputError, ModelError
+from analyzers.graph import Classifier, Graph, filter_by_filter, find_classifier, grid_of
 from analyzers.manifest import METADATA_KEY, Manifest, ModelInput, Provenance, Scores
 from analyzers.runtime import Session, open_session
 
 MIN_OPSET = 18  # ReduceMax takes its axes as an input from here on
+MIN_IR_VERSION = 8  # that of operator set 18; initializers need not be inputs
 DEFAULT_MAX_CLASSES = 20
 TOLERANCE = 1e-4
 PRODUCER = f"pellucid {__version__}"
@@ -97,6 +98,10 @@ def load_onnx(data: bytes) -> ModelProto:
             raise ModelError(
                 f"the model has operator set {opset} and cannot be converted to {MIN_OPSET}: {str(error)[:200]}"
             ) from None
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in constants]:
+        model.graph.input.remove(value)
+    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
     return model
 
 
@@ -141,7 +146,7 @@ def read_plain(
         given = "none are known" if names is None else f"there are {len(names)} names"
         raise ModelError(f"the model has {len(found.head.bias)} classes and {given}; give one name a class")
     picture = _picture_input(model, size, mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0))
-    return Plain(
+    plain = Plain(
         model,
         Manifest(
             input=picture,
@@ -151,25 +156,37 @@ def read_plain(
         ),
         found,
     )
+    _try_out(plain, data)
+    return plain
 
 
 def _picture_input(
     model: ModelProto, size: tuple[int, int] | None, mean: manifest.Triple, std: manifest.Triple
 ) -> ModelInput:
     """Check the picture input, free its batch axis and put the normalisation behind it."""
-    value = Graph(model).single_input()
+    graph = Graph(model)
+    value = graph.single_input()
     dimensions = value.type.tensor_type.shape.dim
     shape = [d.dim_value or "?" for d in dimensions]
     if value.type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4 or shape[1] not in (3, "?"):
         raise ModelError(f"the input '{value.name}' has shape {shape}; expected float32 (batch, 3, height, width)")
     height, width = ((d.dim_value or (0 if size is None else size[axis])) for axis, d in enumerate(dimensions[2:4]))
-    if not height or not width:
+    if height < 1 or width < 1:
         raise ModelError(f"the input '{value.name}' leaves its size open; say which with --size HEIGHT,WIDTH")
+    if size is not None and size != (height, width):
+        raise ModelError(f"the input '{value.name}' is {height} x {width}, not {size[0]} x {size[1]}; leave --size out")
+    if not np.isfinite((mean, std)).all() or min(std) <= 0:
+        raise ModelError(f"mean {mean} and std {std} cannot normalise; expected finite numbers and std above 0")
     dimensions[0].dim_param = "batch"
     dimensions[1].dim_value, dimensions[2].dim_value, dimensions[3].dim_value = 3, height, width
+    for output in model.graph.output:
+        for dimension in output.type.tensor_type.shape.dim[:1]:
+            dimension.dim_param = "batch"
+    del model.graph.value_info[:]  # shapes inferred for the batch axis that was
     name = value.name
     if any(mean) or any(s != 1 for s in std):
-        name = "image" if value.name != "image" else "picture"
+        taken = {value.name, *graph.producer}
+        name = next(name for name in ("image", "picture", "pellucid.picture") if name not in taken)
         constants = {"pellucid.mean": mean, "pellucid.std": std}
         for key, triple in constants.items():
             array = np.array(triple, np.float32).reshape(1, 3, 1, 1)
@@ -178,6 +195,30 @@ def _picture_input(
         model.graph.node.insert(1, helper.make_node("Div", ["pellucid.centred", "pellucid.std"], [value.name]))
         value.name = name
     return ModelInput(tensor=name, height=height, width=width, mean=mean, std=std)
+
+
+def _try_out(plain: Plain, data: bytes) -> None:
+    """Run noise through the file as it came and as it is now: freed, converted, and normalising by itself.
+
+    Raises:
+        ModelError: they differ, or the batch axis cannot be freed.
+    """
+    picture, head = plain.manifest.input, plain.found.head
+    images = np.random.default_rng(0).random((2, 3, picture.height, picture.width), np.float32)
+    session, _ = probe(plain)
+    for count in (1, 2):
+        answer = session.run_images(plain.manifest, images[:count])
+        for tensor, wanted in ((plain.found.logits, len(head.bias)), (plain.found.pooled, head.weight.shape[1])):
+            if (shape := list(answer[tensor].shape)) != [count, wanted]:
+                raise ModelError(f"'{tensor}' has shape {shape} for {count} pictures; expected {[count, wanted]}")
+    original = open_session(data)
+    source, output = original.session.get_inputs()[0], plain.model.graph.output[0].name
+    mean, std = (np.array(triple, np.float32).reshape(1, 3, 1, 1) for triple in (picture.mean, picture.std))
+    count = source.shape[0] if isinstance(source.shape[0], int) else 2
+    expected = original.run({source.name: ((images - mean) / std)[np.arange(count) % 2]})[output][:2]
+    gap = float(abs(expected - answer[output][: len(expected)]).max())
+    if not gap <= TOLERANCE * max(1.0, float(abs(expected).max())):
+        raise ModelError(f"'{output}' differs by {gap:.1e} once the file is converted; export it with operator set 18")
 
 
 def probe(plain: Plain, layer: Layer = Layer()) -> tuple[Session, str | None]:
@@ -232,10 +273,13 @@ def attach(
 
     Raises:
         ModelError: the layer is unknown, or the edited graph is inconsistent.
+        InvalidInputError: no class is to have a ledger.
     """
     model = ModelProto()
     model.CopyFrom(plain.model)
     known = plain.manifest
+    if max_classes < 1:
+        raise InvalidInputError("max_classes", f"is {max_classes}; expected 1 or more")
     if plain.found.logits not in {output.name for output in model.graph.output}:
         model.graph.output.append(
             helper.make_tensor_value_info(plain.found.logits, TensorProto.FLOAT, ["batch", len(known.classes)])
@@ -262,13 +306,19 @@ def set_manifest(model: ModelProto, explained: Manifest) -> None:
     others = {entry.key: entry.value for entry in model.metadata_props if entry.key != METADATA_KEY}
     helper.set_model_props(model, others | {METADATA_KEY: explained.to_json()})
     model.producer_name, model.producer_version, model.doc_string = "pellucid", __version__, ""
-    model.graph.doc_string = ""
-    graph = model.graph
-    elements: list[Any] = [*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
-    for element in elements:
-        element.doc_string = ""
-        del element.metadata_props[:]
-    del model.graph.metadata_props[:]
+    _strip(model.graph)
+    for function in model.functions:
+        _strip(function)
+
+
+def _strip(element: Message) -> None:
+    """Clear every comment and every metadata entry below a part of a model."""
+    for field, value in element.ListFields():
+        if field.name in {"doc_string", "metadata_props"}:
+            element.ClearField(field.name)
+        elif field.message_type is not None:
+            for item in value if isinstance(value, Sequence) else (value,):
+                _strip(item)
 
 
 def _attach_parts(model: ModelProto, plain: Plain, layer: Layer) -> manifest.Parts | None:
@@ -281,6 +331,8 @@ def _attach_parts(model: ModelProto, plain: Plain, layer: Layer) -> manifest.Par
     shape = session.run_images(plain.manifest, np.zeros((1, 3, picture.height, picture.width), np.float32))[
         tensor
     ].shape
+    if len(shape) != 4 and layer.tensor is None:
+        return None
     if len(shape) != 4:
         raise ModelError(f"the layer '{tensor}' has shape {list(shape)}; expected (batch, filters, height, width)")
     if layer.learned_for is not None and len(layer.learned_for) != shape[1]:
@@ -332,7 +384,8 @@ def _attach_class_features(
         rule=selection.rule,
         features_are_filters=plain.found.map is not None
         and parts_section is not None
-        and parts_section.filters == plain.found.head.weight.shape[1],
+        and parts_section.filters == plain.found.head.weight.shape[1]
+        and filter_by_filter(plain.model, plain.found.map, parts_section.layer),
     )
 
 
@@ -361,9 +414,10 @@ class Proof:
 
     Attributes:
         pictures: how many pictures were compared.
-        logits_gap: largest absolute difference between the plain and the explained file's logits.
+        logits_gap: largest absolute difference between the plain and the explained file's logits, the first picture
+            also alone.
         completeness_gap: largest absolute difference between a logit and its ledger, over all classes.
-        moved_peaks: peaks that differ from the maps' own.
+        moved_peaks: peaks whose cell or value differs from the maps' own.
     """
 
     pictures: int
@@ -376,14 +430,15 @@ def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Arra
     """Run the plain and the explained file on the same pictures.
 
     Raises:
-        ModelError: the logits changed, a ledger does not add up, or a peak moved.
+        ModelError: the logits changed, the best classes are others, a ledger does not add up, or a peak moved.
     """
     described = Manifest.from_metadata({e.key: e.value for e in explained.metadata_props})
-    section = described.class_features
+    section, scores = described.class_features, described.scores.tensor
     assert section is not None  # noqa: S101 (attach always writes it)
     probed, tensor = probe(plain, layer)
     truth = probed.run_images(plain.manifest, images)
-    answer = open_session(explained.SerializeToString()).run_images(described, images)
+    session = open_session(explained.SerializeToString())
+    answer, alone = session.run_images(described, images), session.run_images(described, images[:1])
     logits, pooled = truth[plain.found.logits], truth[plain.found.pooled]
     head = plain.found.head
     # Over all classes: the file's own rest, and the chosen features' share computed here, independently.
@@ -392,18 +447,19 @@ def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Arra
     total = pooled.astype(np.float64) @ np.where(own, head.weight, 0).T + answer[section.rest] + head.bias
     ledgers = answer[section.contributions].sum(-1) + answer[section.bias]
     ledgers += np.take_along_axis(answer[section.rest], answer[section.classes], 1)
-    reported = np.take_along_axis(logits, answer[section.classes], 1)
+    best = -np.sort(-logits, axis=1)[:, : section.max_classes]
+    scale = max(1.0, float(abs(logits).max()))
     moved = 0
     if described.parts is not None and tensor is not None:
         flat = truth[tensor].reshape(len(images), described.parts.filters, -1)
-        moved = int((flat.argmax(-1) != answer[described.parts.cell]).sum())
+        differ = abs(flat.max(-1) - answer[described.parts.score]) > TOLERANCE * max(1.0, float(abs(flat).max()))
+        moved = int(((flat.argmax(-1) != answer[described.parts.cell]) | differ).sum())
     proof = Proof(
         pictures=len(images),
-        logits_gap=float(abs(answer[described.scores.tensor] - logits).max()),
-        completeness_gap=float(max(abs(total - logits).max(), abs(ledgers - reported).max())),
+        logits_gap=float(max(abs(answer[scores] - logits).max(), abs(alone[scores] - logits[:1]).max())),
+        completeness_gap=float(max(abs(total - logits).max(), abs(ledgers - best).max())),
         moved_peaks=moved,
     )
-    scale = max(1.0, float(abs(logits).max()))
     if not (proof.logits_gap <= TOLERANCE * scale and proof.completeness_gap <= TOLERANCE * scale and not moved):
         raise ModelError(f"the explained file does not agree with the plain one and was not written: {proof}")
     return proof

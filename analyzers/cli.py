@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from analyzers.errors import PellucidError
+from analyzers.errors import DataError, PellucidError
 
 INTERRUPTED = 130
 
@@ -44,5 +44,13 @@ def pair(text: str) -> tuple[int, int]:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Read class names, one a line."""
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    """Read class names, one a line.
+
+    Raises:
+        DataError: the file is not text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text; expected class names, one a line") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -92,9 +92,7 @@ def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_siz
     decomposed = not answers.rest.any()
     if section.rule != "given" and not decomposed and split != "train" and (pictures.split == 0).any():
         report["accuracy_by_k"] = _curve(explained, section, pictures.of_split("train"), tested, answers, batch_size)
-    if described.parts is not None:
-        report |= _parts(explained, tested, answers, batch_size)
-    return report
+    return report | _parts(explained, tested, answers, batch_size)
 
 
 def _share(hits: npt.NDArray[np.bool_]) -> Figure:
@@ -124,7 +122,8 @@ def _answer(explained: Plain, section: ClassFeatures, pictures: Pictures, batch_
 def _parts(explained: Plain, tested: Pictures, answers: _Answers, batch_size: int) -> dict[str, dict[str, Figure]]:
     """Return the figures about filters, and on marked pictures also those about parts, as they are and off centre."""
     section, picture = explained.manifest.parts, explained.manifest.input
-    assert section is not None  # noqa: S101 (the caller asked)
+    if section is None:
+        return {}
     classes, size = len(explained.manifest.classes), (picture.height, picture.width)
     strength, pooled = answers.strength.astype(np.float32), answers.pooled.astype(np.float32)
     report = {"parts": class_figures(strength, pooled, tested.label, tested.group, classes)}
@@ -145,7 +144,7 @@ def _parts(explained: Plain, tested: Pictures, answers: _Answers, batch_size: in
         if name not in report:
             report[name] = class_figures(watched.strength, watched.pooled, marked.label, marked.group, classes)
         report[name] |= location_figures(watched.seen)
-        if watched.maps and watched.seen.visible.any():
+        if watched.maps and np.isfinite(watched.seen.box).any():  # points have no extent
             report[name]["part_interpretability"] = interpretability_figure(watched.seen, watched.maps)
     return report
 

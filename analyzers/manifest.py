@@ -166,7 +166,7 @@ class Manifest(_Section):
         try:
             document = json.loads(text)
             schema = document["schema"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise ModelError("the manifest is not JSON with a 'schema'; attach the explanations anew") from None
         if schema != SCHEMA:
             raise ModelError(

@@ -153,13 +153,16 @@ class Pictures:
 
 
 def read_pictures(path: Path) -> Pictures:
-    """Read a `.npz` pack, or a folder `[train/|test/]<class>/<picture>`.
+    """Read a `.npz` pack, a folder `[train/|test/]<class>/<picture>`, or a data set that `read_layout` knows.
 
     Raises:
-        DataError: there is nothing there, or it is neither.
+        DataError: there is nothing there, or it is none of these.
     """
     if path.is_dir():
-        return _read_folder(path)
+        from analyzers.read_layout import read_layout  # here, because the readers make `Pictures`
+
+        known = read_layout(path)
+        return _read_folder(path) if known is None else known
     if path.is_file():
         return _read_pack(path)
     raise DataError(f"there is no data at {path}; expected a .npz pack or a folder with one sub-folder a class")
@@ -186,7 +189,8 @@ def _read_pack(path: Path) -> Pictures:
     if len(offsets) != len(label) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(image) or offsets[0] < 0:
         raise DataError(f"{path}: offsets do not fit {len(label)} labels and {len(image)} bytes of pictures")
     if len(label) and not 0 <= label.min() <= label.max() < len(names):
-        raise DataError(f"{path}: labels run from {label.min()} to {label.max()} but there are {len(names)} names")
+        strange = label.min() if label.min() < 0 else label.max()
+        raise DataError(f"{path}: labels reach {strange} but there are {len(names)} names")
     parts = None
     if "part_names" in arrays and "part_xy" in arrays and "part_box" in arrays:
         parts = PartMarks(tuple(map(str, arrays["part_names"])), arrays["part_xy"], arrays["part_box"])
@@ -206,7 +210,7 @@ def _read_pack(path: Path) -> Pictures:
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read the arrays of a pack that we know; each has the dtype and shape of `_ARRAYS`."""
     try:
-        with np.load(path, allow_pickle=False) as pack:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as pack:
             arrays = {name: pack[name] for name in pack.files if name in _ARRAYS}
     except Exception:  # zipfile, zlib and numpy's header parser raise unrelated classes
         raise DataError(f"{path} is not a .npz pack, or a damaged one") from None

@@ -58,7 +58,7 @@ def decode(
         raise InvalidInputError(field, "is empty; expected the bytes of a JPEG, PNG or WebP file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            warnings.simplefilter("ignore")  # `max_pixels` decides, and what cannot be decoded raises
             with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise InvalidInputError(

@@ -61,7 +61,7 @@ check_wheels(wheel for wheel in WHEELS if _installed(wheel))
 
 import onnxruntime as ort  # noqa: E402 (the telemetry switch and the check must come first)
 
-ort.set_default_logger_severity(3)  # errors only; they come as exceptions with a sentence of ours
+ort.set_default_logger_severity(4)  # nothing but fatal ones: errors come as exceptions, with a sentence of ours
 
 
 def providers(device: Device) -> list[str]:
@@ -96,8 +96,20 @@ class Session:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The file's metadata."""
-        return dict(self.session.get_modelmeta().custom_metadata_map)
+        """The file's metadata.
+
+        Raises:
+            ModelError: it is not text.
+        """
+        try:
+            return dict(self.session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError:
+            raise ModelError("the file's metadata is not UTF-8 text; the file is damaged") from None
+
+    @property
+    def inputs(self) -> dict[str, list[int | str | None]]:
+        """Shapes of the graph's inputs by name; an axis that is free is a name or None."""
+        return {given.name: list(given.shape) for given in self.session.get_inputs()}
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -144,8 +156,9 @@ def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 
     chosen = providers(device)
     if device == "gpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    fallback = device == "auto" and CUDA in chosen  # ONNX Runtime announces one on stdout even where there is none
     try:
-        session = ort.InferenceSession(model, options, providers=chosen)
+        session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=int(fallback))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if device == "gpu":
             raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {_one_line(error)}") from None

@@ -15,7 +15,7 @@ from analyzers.errors import ModelError
 from analyzers.explain import Wanted, explain
 from analyzers.explanation import Explanation
 from analyzers.geometry import Frame
-from analyzers.manifest import Manifest
+from analyzers.manifest import Manifest, ModelInput
 from analyzers.runtime import Device, Session, open_session
 
 CHECK_TOLERANCE = 1e-3
@@ -74,6 +74,7 @@ def load_model(path: Path, name: str, version: str, *, device: Device, threads: 
 def _check(session: Session, manifest: Manifest) -> None:
     """Run the model once on two made-up pictures and hold every output against the manifest."""
     size = manifest.input
+    _check_input(session, size)
     images = np.random.default_rng(0).random((2, 3, size.height, size.width), np.float32)
     outputs = session.run_images(manifest, images)
     classes = len(manifest.classes)
@@ -99,6 +100,14 @@ def _check(session: Session, manifest: Manifest) -> None:
         raise ModelError(f"the output '{parts.cell}' lies outside the grid of {list(parts.grid.cells)} cells")
     if features is not None:
         _check_ledgers(manifest, outputs)
+
+
+def _check_input(session: Session, size: ModelInput) -> None:
+    if (shape := session.inputs.get(size.tensor)) is None:
+        raise ModelError(f"the manifest names the input '{size.tensor}' but the graph has none of that name")
+    meant = [3, size.height, size.width]
+    if len(shape) != 4 or any(isinstance(a, int) and a != b for a, b in zip(shape[1:], meant, strict=True)):
+        raise ModelError(f"the input '{size.tensor}' has shape {shape}, the manifest means {[shape[0], *meant]}")
 
 
 def _check_ledgers(manifest: Manifest, outputs: Outputs) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analyzers.errors import ModelError, PellucidError
-from analyzers.runtime import CPU, Device
+from analyzers.runtime import CPU, Device, RuntimeNotReadyError
 from server.errors import RefusedModelError, UnknownModelError
 from server.model import ExplainedModel, load_model
 
 log = logging.getLogger("pellucid.repository")
 
 FILE = "model.onnx"
+MAX_PROBLEM = 300
 
 
 class RepositoryError(PellucidError):
@@ -92,9 +93,15 @@ def _load(folder: Path, device: Device, threads: int) -> Entry:
     name, version = folder.parent.name, folder.name
     try:
         model = load_model(folder / FILE, name, version, device=device, threads=threads)
+    except RuntimeNotReadyError:
+        raise
     except ModelError as error:
-        log.error("%s/%s refused: %s", name, version, error)
-        return Entry(name, version, None, str(error))
+        problem = " ".join(str(error).split())[:MAX_PROBLEM]  # it may quote names from the file
+        log.error("%s/%s refused: %s", name, version, problem)
+        return Entry(name, version, None, problem)
+    except Exception:  # a damaged file may fail anywhere, a manifest may ask for all memory
+        log.exception("%s/%s refused", name, version)
+        return Entry(name, version, None, "the file cannot be loaded; the server's log says more")
     log.info(
         "%s/%s ready: %s, %s",
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -13,8 +14,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from analyzers.files import write_atomically
 from server.app import SERVICE
-from server.client import Client
+from server.client import Client, ServerError
 from tests.conftest import png, running_server
 
 
@@ -54,3 +56,31 @@ def test_requests_that_run_at_the_signal_are_answered_and_the_server_exits_with_
     assert answers == [6] * 3
     assert "Traceback" not in errors
     assert "stopping" in errors
+
+
+def test_the_address_is_the_first_and_only_line_on_stdout_whatever_lies_in_the_repository(
+    tmp_path: Path, tiny_model: bytes
+) -> None:
+    write_atomically(tmp_path / "tiny" / "1" / "model.onnx", tiny_model)
+    write_atomically(tmp_path / "damaged" / "1" / "model.onnx", tiny_model.replace(b"flat", b"fl\xfft"))
+    with running_server("--repository", str(tmp_path)) as (address, process):
+        assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d*", address)
+        with Client(address) as client:
+            assert [(model.model, model.ready) for model in client.list_models()] == [
+                ("damaged", False),
+                ("tiny", True),
+            ]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stdout.read() == ""
+
+
+def test_a_server_that_stops_takes_no_new_requests(repository: Path) -> None:
+    with running_server("--repository", str(repository)) as (address, process):
+        with Client(address) as client:
+            assert client.list_models()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            with pytest.raises(ServerError) as caught:
+                client.list_models()
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE

@@ -16,6 +16,7 @@ import pytest
 
 from analyzers.files import write_atomically
 from analyzers.manifest import METADATA_KEY
+from analyzers.runtime import CUDA, ort
 from server.client import Client, ServerError
 from tests.conftest import NAMES, ROOT, random_pictures, running_server, tiny_plain
 
@@ -27,6 +28,13 @@ def edited(data: bytes, change: Callable[[dict], object]) -> bytes:
     document = json.loads(entry.value)
     change(document)
     entry.value = json.dumps(document)
+    return model.SerializeToString()
+
+
+def with_manifest(data: bytes, text: str) -> bytes:
+    """Put any text in the place of a model file's manifest."""
+    model = onnx.load_model_from_string(data)
+    next(e for e in model.metadata_props if e.key == METADATA_KEY).value = text
     return model.SerializeToString()
 
 
@@ -48,17 +56,28 @@ BAD: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
         lambda good: edited(good, lambda d: d.update(schema=9)),
         "schema 9, this version reads schema 1",
     ),
+    "broken-manifest": (lambda good: with_manifest(good, '{"schema": 1, "input": {'), "is not JSON with a 'schema'"),
+    "bottomless-manifest": (lambda good: with_manifest(good, "[" * 200_000), "the server's log says more"),
+    "list-as-manifest": (lambda good: with_manifest(good, "[1]"), "is not JSON with a 'schema'"),
+    "no-text": (lambda good: good.replace(b"unnamed", b"unn\xffmed"), "not UTF-8 text; the file is damaged"),
     "no-schema": (lambda good: edited(good, lambda d: d.pop("schema")), "schema"),
     "unknown-key": (lambda good: edited(good, lambda d: d.update(colour="red")), "colour"),
     "no-classes": (lambda good: edited(good, lambda d: d.update(classes=[])), "classes"),
     "other-classes": (lambda good: edited(good, lambda d: d.update(classes=[*NAMES, "elk"])), "logits"),
     "other-output": (lambda good: edited(good, lambda d: d["parts"].update(cell="cell")), "'cell'"),
     "other-filters": (lambda good: edited(good, lambda d: d["parts"].update(filters=9)), "parts.cell"),
-    "other-size": (lambda good: edited(good, lambda d: d["input"].update(height=8)), "failed to run"),
-    "other-input": (lambda good: edited(good, lambda d: d["input"].update(tensor="pixels")), "failed to run"),
+    "other-size": (
+        lambda good: edited(good, lambda d: d["input"].update(height=8)),
+        "3, 8, 16]",
+    ),
+    "all-memory": (lambda good: edited(good, lambda d: d["input"].update(height=10**9)), "1000000000"),
+    "other-input": (lambda good: edited(good, lambda d: d["input"].update(tensor="pixels")), "the input 'pixels'"),
+    "long-name": (lambda good: edited(good, lambda d: d["parts"].update(cell="x\n" * 5000)), "names the output 'x x"),
     "small-grid": (lambda good: edited(good, lambda d: d["parts"]["grid"].update(cells=[2, 2])), "grid"),
     "false-rest": (lambda good: with_weight(good, "class_features/rest_weight", lambda w: w + 1), "do not add up"),
     "false-weight": (lambda good: with_weight(good, "class_features/weight", lambda w: w * 2), "do not add up"),
+    "nan-bias": (lambda good: with_weight(good, "head_bias", lambda b: b * np.nan), "do not add up"),
+    "foreign-index": (lambda good: with_weight(good, "class_features/index", lambda i: i + 99), "failed to run"),
     "false-index": (lambda good: with_weight(good, "class_features/index", lambda i: (i + 1) % 8), "do not add up"),
 }
 
@@ -140,7 +159,6 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(address: str, repos
     for arguments, code, words in (
         (["--repository", "nowhere"], 1, "there is no folder nowhere"),
         (["--repository", str(repository), "--port", port], 1, f"cannot listen on 127.0.0.1:{port}"),
-        (["--repository", str(repository), "--device", "gpu"], 1, "the GPU was asked for"),
         ([], 2, "--repository: Field required"),
         (["--repository", str(repository), "--port", "99999"], 2, "--port"),
     ):
@@ -148,6 +166,14 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(address: str, repos
         assert returned == code, errors
         assert words in errors
         assert len([line for line in errors.splitlines() if "error" in line]) == 1
+
+
+@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="there may be a GPU here")
+def test_a_server_told_to_use_the_gpu_does_not_start_without_one(repository: Path) -> None:
+    code, errors = fails("--repository", str(repository), "--device", "gpu")
+    assert code == 1
+    assert errors.startswith("pellucid-serve: error: the GPU was asked for")
+    assert errors.count("\n") == 1
 
 
 def test_a_misspelt_option_is_an_error(repository: Path) -> None:

@@ -1,0 +1,213 @@
+"""Where cells lie and what the head is, on graphs where a guess would be wrong; numbers by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from analyzers.errors import ModelError
+from analyzers.graph import filter_by_filter, find_classifier, grid_of
+from analyzers.manifest import Grid
+
+HEIGHT, WIDTH = 24, 40
+CONV = "x = Conv <strides: ints = [2, 2], pads: ints = [1, 1, 1, 1]> (image, k3)"  # stride 2, offset .5, field 3
+KERNELS = {"k1": (1, 1), "k2": (2, 2), "k3": (3, 3), "k5": (5, 5), "k1x7": (1, 7), "k7x1": (7, 1), "k3x5": (3, 5)}
+NUMBERS = {"zeros": [0, 0], "ones": [1, 1], "twos": [2, 2], "ends": [99, 99], "space": [2, 3], "minus": [-1, -1]}
+PADS = {"sides": [0, 0, 1, 2, 0, 0, 3, 4], "channels": [0, 2, 0, 0, 0, 2, 0, 0]}
+
+
+def model(body: str) -> onnx.ModelProto:
+    """Return a graph from a 24 x 40 picture to `map`; kernels have one value."""
+    graph = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        net (float[batch, 3, {HEIGHT}, {WIDTH}] image) => (float[batch, c, h, w] map) {{ {body} }}
+    """)
+    used = {name for node in graph.graph.node for name in node.input}
+    arrays = {name: np.ones((3, 3, *size), np.float32) for name, size in KERNELS.items()}
+    arrays |= {name: np.array(value) for name, value in (NUMBERS | PADS).items()}
+    arrays |= {"half": np.float32(0.5), "whole": np.array([-1]), "wide": np.ones((3, 1, 1), np.float32)}
+    kept = [onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items() if name in used]
+    graph.graph.initializer.extend(kept)
+    return graph
+
+
+def grid(body: str, cells: tuple[int, int] = (12, 20)) -> Grid | None:
+    return grid_of(model(body), "map", cells)
+
+
+@pytest.mark.parametrize(
+    ("body", "stride", "offset", "field"),
+    [
+        (CONV.replace("x =", "map ="), (2, 2), (0.5, 0.5), (3, 3)),
+        ("map = Conv <strides: ints = [2, 1], pads: ints = [0, 2, 5, 9]> (image, k3x5)", (2, 1), (1.5, 0.5), (3, 5)),
+        ("map = Conv <dilations: ints = [3, 1], pads: ints = [0, 0, 0, 0]> (image, k3)", (1, 1), (3.5, 1.5), (7, 3)),
+        ("map = Conv <strides: ints = [2, 2]> (image, k2)", (2, 2), (1, 1), (2, 2)),
+        (
+            'map = Conv <auto_pad: string = "SAME_UPPER", strides: ints = [5, 3]> (image, k5)',
+            (5, 3),
+            (2.5, 0.5),
+            (5, 5),
+        ),
+        ('map = Conv <auto_pad: string = "SAME_LOWER"> (image, k2)', (1, 1), (0, 0), (2, 2)),
+        ('map = Conv <auto_pad: string = "SAME_UPPER"> (image, k2)', (1, 1), (1, 1), (2, 2)),
+        ("map = MaxPool <kernel_shape: ints = [3, 3], dilations: ints = [2, 2]> (image)", (1, 1), (2.5, 2.5), (5, 5)),
+        (
+            f"{CONV} map = MaxPool <kernel_shape: ints = [2, 2], strides: ints = [2, 2], ceil_mode: int = 1> (x)",
+            (4, 4),
+            (1.5, 1.5),
+            (5, 5),
+        ),
+        (f"{CONV} y = Sub (x, half) z = Mul (y, wide) map = Relu (z)", (2, 2), (0.5, 0.5), (3, 3)),
+    ],
+)
+def test_windows_and_pointwise_functions_place_cells(
+    body: str, stride: tuple[float, float], offset: tuple[float, float], field: tuple[float, float]
+) -> None:
+    found = grid(body)
+    assert (found.stride, found.offset, found.receptive_field) == (stride, offset, field)
+
+
+def test_padding_of_its_own_and_cropping_move_the_cells() -> None:
+    padded = grid("x = Pad (image, sides) map = Conv (x, k3)")
+    assert (padded.offset, padded.receptive_field) == ((0.5, -0.5), (3, 3))
+    cropped = grid(f"{CONV} map = Slice (x, ones, ends, space, twos)")
+    assert (cropped.stride, cropped.offset, cropped.receptive_field) == ((4, 4), (2.5, 2.5), (3, 3))
+
+
+def test_a_shortcut_that_subsamples_and_pads_channels_changes_nothing() -> None:
+    found = grid(
+        f"{CONV} s = Slice (image, zeros, ends, space, twos) p = Pad (s, channels) map = Concat <axis: int = 1> (x, p)"
+    )
+    assert (found.stride, found.offset, found.receptive_field) == ((2, 2), (0.5, 0.5), (3, 3))
+
+
+def test_branches_of_different_shape_are_as_wide_as_both_together() -> None:
+    body = (
+        "tall = Conv <pads: ints = [3, 0, 3, 0]> (image, k7x1) flat = Conv <pads: ints = [0, 3, 0, 3]> (image, k1x7)"
+        " map = Concat <axis: int = 1> (tall, flat)"
+    )
+    assert grid(body).receptive_field == (7, 7)
+
+
+def test_branches_that_look_beside_each_other_reach_to_the_farther_side() -> None:
+    body = (
+        "one = Conv <pads: ints = [1, 1, 1, 1]> (image, k3) two = Conv <pads: ints = [2, 2, 0, 0]> (image, k3)"
+        " map = Add (one, two)"
+    )
+    assert grid(body).receptive_field == (5, 5)  # one sees -1..1, two -2..0: two pixels to one side
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "g = GlobalAveragePool (x) s = Sigmoid (g)",
+        "g = ReduceMean (x, space) s = Sigmoid (g)",
+        "g = AveragePool <kernel_shape: ints = [12, 20]> (x) s = Sigmoid (g)",
+        "g = AveragePool <kernel_shape: ints = [12, 20]> (x) c = Conv (g, k1) s = Sigmoid (c)",
+    ],
+)
+def test_a_gate_over_the_whole_map_keeps_the_cells_and_widens_the_field_to_the_picture(gate: str) -> None:
+    found = grid(f"{CONV} {gate} map = Mul (x, s)")
+    assert (found.stride, found.offset) == ((2, 2), (0.5, 0.5))
+    assert found.receptive_field == (47, 79)  # from its first cell at .5 to the picture's end, both ways
+    later = grid(f"{CONV} {gate} y = Mul (s, x) map = Conv <pads: ints = [1, 1, 1, 1]> (y, k3)")
+    assert (later.stride, later.receptive_field) == ((2, 2), (47, 79))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{CONV} map = Transpose <perm: ints = [0, 1, 3, 2]> (x)",
+        f"{CONV} t = Transpose <perm: ints = [0, 2, 3, 1]> (x) map = Relu (t)",
+        f"{CONV} map = Concat <axis: int = 2> (x, x)",
+        f"{CONV} map = Concat <axis: int = -1> (x, x)",
+        f"{CONV} map = ConvTranspose (x, k3)",
+        f"{CONV} s = Constant <value_floats: floats = [1., 1., 2., 2.]> () map = Resize (x, , s)",
+        f"{CONV} map = Slice (x, ends, zeros, space, minus)",
+        f"{CONV} map = DepthToSpace <blocksize: int = 1> (x)",
+        "map = Conv (half, k3)",
+    ],
+)
+def test_cells_that_cannot_be_followed_have_no_grid(body: str) -> None:
+    assert grid(body) is None
+
+
+def test_a_kernel_computed_from_the_picture_has_no_grid() -> None:
+    assert grid("w = Slice (image, zeros, ones, space, ones) map = Conv (image, w)") is None
+
+
+@pytest.mark.parametrize(
+    ("behind", "same"),
+    [
+        ("pooled = Identity (map)", True),
+        ("pooled = Mul (map, mask)", True),
+        ("pooled = Mul (mask, map)", True),
+        ("m = Mul (map, mask) pooled = Relu (m)", True),
+        ("pooled = Add (map, mask)", False),
+        ("pooled = Conv (map, k1)", False),
+        ("c = Conv (map, k1) pooled = Mul (c, mask)", False),
+    ],
+)
+def test_features_are_filters_only_where_nothing_mixes_them(behind: str, same: bool) -> None:
+    body = f"{CONV} map = Relu (x) p = ReduceMax (map, space) mask = Sigmoid (p) {behind}"
+    assert filter_by_filter(model(body), "pooled", "map") == same
+
+
+def classifier(end: str) -> onnx.ModelProto:
+    graph = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        net (float[batch, 4] x) => (float[batch, 2] y) {{ {end} }}
+    """)
+    arrays = {"w": np.arange(8).reshape(2, 4), "wt": np.arange(8).reshape(2, 4).T, "b": np.array([5, 6])}
+    arrays |= {"row": np.array([[5, 6]]), "column": np.array([[5], [6]]), "one": np.array(7), "three": np.ones(3)}
+    used = {name for node in graph.graph.node for name in node.input}
+    kept = [onnx.numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items() if name in used]
+    graph.graph.initializer.extend(kept)
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("end", "bias"),
+    [
+        ("y = Gemm <transB: int = 1> (x, w, b)", [5, 6]),
+        ("y = Gemm (x, wt, row)", [5, 6]),
+        ("y = Gemm (x, wt, one)", [7, 7]),
+        ("y = Gemm (x, wt)", [0, 0]),
+        ("m = MatMul (x, wt) y = Add (m, b)", [5, 6]),
+        ("m = MatMul (x, wt) y = Add (row, m)", [5, 6]),
+        ("m = MatMul (x, wt) y = Add (m, one)", [7, 7]),
+        ("y = MatMul (x, wt)", [0, 0]),
+        ("k = Identity (wt) y = Gemm (x, k, b)", [5, 6]),
+        ("c = Constant <value_floats: floats = [5., 6.]> () y = Gemm (x, wt, c)", [5, 6]),
+    ],
+)
+def test_the_final_layer_in_numbers(end: str, bias: list[float]) -> None:
+    head = find_classifier(classifier(end)).head
+    assert head.weight.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert head.bias.tolist() == bias
+    assert (head.weight.dtype, head.bias.dtype) == (np.float32, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("y = Gemm <alpha: float = 2.0> (x, wt, b)", "Gemm '', has computed or scaled weights"),
+        ("y = Gemm <beta: float = 0.5> (x, wt, b)", "Gemm '', has computed or scaled weights"),
+        ("y = Gemm <transA: int = 1> (x, wt, b)", "Gemm '', has computed or scaled weights"),
+        ("k = Transpose (w) y = Gemm (x, k, b)", "Gemm '', has computed or scaled weights"),
+        ("y = Gemm (x, wt, column)", "bias has shape [2, 1]; expected one number a class, 2"),
+        ("m = MatMul (x, wt) y = Add (m, three)", "bias has shape [3]; expected one number a class, 2"),
+        ("m = MatMul (x, wt) y = Add (m, m)", "'y' is made by Add"),
+        ("m = MatMul (wt, x) y = Add (m, b)", "'y' is made by Add"),
+        ("m = Gemm (x, wt, b) y = Mul (m, one)", "'y' is made by Mul"),
+        ("m = Gemm (x, wt, b) y = LogSoftmax (m)", "'y' is made by LogSoftmax"),
+        ("m = Gemm (x, wt, b) s = Sigmoid (m) y = Softmax (s)", "'s' is made by a second activation"),
+        ("m = Gemm (x, wt, b) y = Softmax <axis: int = 0> (m)", "'y' is made by a second activation or one across"),
+    ],
+)
+def test_an_end_that_would_be_explained_wrongly_is_refused(end: str, words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        find_classifier(classifier(end))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
