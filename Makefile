@@ -21,7 +21,7 @@ serve: $(INSTALLED) ## serve what is in models/ on port 50051
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED) stubs ## lint, format, types and the API contract
+check: $(INSTALLED) ## lint, format, types and the API contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -33,7 +33,7 @@ bench: $(INSTALLED) ## measure explained against plain latency
 install: $(INSTALLED) ## make the virtual environment
 
 stubs: $(INSTALLED) ## write the gRPC stubs anew
-	@$(BIN)/python hatch_build.py
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 
 $(INSTALLED): pyproject.toml hatch_build.py $(wildcard proto/pellucid/v1/*.proto)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }

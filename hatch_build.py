@@ -31,6 +31,3 @@ class StubsHook(BuildHookInterface):  # type: ignore[type-arg]
         """Run before every build, editable ones included."""
         write_stubs(Path(self.root))
 
-
-if __name__ == "__main__":
-    write_stubs(Path(__file__).resolve().parent)

@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     if rest and options.run is not _run:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     options.overrides = rest
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pellucid").setLevel(logging.INFO)  # not the exporters' own chatter
     return cli.run(PROGRAM, lambda: options.run(options))
 
 
@@ -159,6 +160,11 @@ def _export(options: argparse.Namespace) -> None:
     backbone, head = split_checkpoint(_load_weights(options.weights))
     network = Network(BACKBONES[options.backbone](), len(names), size=size, mean=options.mean, std=options.std)
     try:
+        if head and "weight" not in head:
+            raise ValueError(
+                f"{len(head) // 2} fully connected layers follow its conv layers, and only a mean and one linear layer"
+                " can be explained; train on this backbone instead"
+            )
         if set(head) != {"weight", "bias"} or len(head["weight"]) != len(names):
             found = list(head["weight"].shape) if "weight" in head else "none"
             raise ValueError(f"the final layer's weight has shape {found}, expected {len(names)} classes")

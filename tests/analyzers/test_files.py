@@ -28,6 +28,15 @@ def test_a_new_file_appears_whole_in_a_folder_that_was_not_there(tmp_path: Path)
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
 
 
+def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"old" * 1000)
+    with (tmp_path / "file").open("rb") as file:
+        start = file.read(100)
+        write_atomically(tmp_path / "file", b"new")
+        assert start + file.read() == b"old" * 1000
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"old")
     with pytest.raises(TypeError):

@@ -71,7 +71,7 @@ def test_an_unknown_schema_is_refused_naming_both_versions() -> None:
         read(changed(lambda d: d.update(schema=2)))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"classes": []}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"classes": []}', "[" * 100_000])
 def test_what_is_no_manifest_is_refused(text: str) -> None:
     with pytest.raises(ModelError, match="not JSON with a 'schema'"):
         Manifest.from_metadata({METADATA_KEY: text})

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from analyzers.attach import Layer, Plain, Selection, attach, prove, read_plain
+from analyzers.attach import Layer, Plain, Selection, attach, probe, prove, read_plain
 from analyzers.errors import ModelError
 from analyzers.manifest import Manifest
 from tests.conftest import NAMES, SIZE, explain_tiny, random_pictures, tiny_plain
@@ -100,6 +100,26 @@ def test_a_file_without_the_map_of_its_manifest_is_not_proved() -> None:
         prove(plain, explained, Layer(tensor="nowhere"), images(2))
 
 
+def test_the_rest_of_a_class_that_is_never_among_the_best_is_proved_as_well() -> None:
+    plain, selection, _ = explain_tiny()
+    explained = attach(plain, selection, max_classes=1)
+    logits = probe(plain)[0].run({"image": images(4)})["logits"]
+    never = next(c for c in range(3) if c not in logits.argmax(1))
+    tensor = next(t for t in explained.graph.initializer if t.name == "class_features/rest_weight")
+    rest = numpy_helper.to_array(tensor).copy()
+    rest[never] *= 1.1
+    tensor.CopyFrom(numpy_helper.from_array(rest, tensor.name))
+    with pytest.raises(ModelError, match="does not agree"):
+        prove(plain, explained, Layer(), images(4))
+
+
+def test_a_network_whose_answer_depends_on_the_other_pictures_is_not_proved() -> None:
+    plain = deeper("m = ReduceMean (first, batch_axis) relu = Sub (first, m)")
+    explained = attach(plain, Selection(np.array([[0], [1], [2]]), None, "given"))
+    with pytest.raises(ModelError, match="does not agree"):
+        prove(plain, explained, Layer(), images(3))
+
+
 def test_a_network_that_answers_nan_is_not_proved() -> None:
     plain, selection, _ = explain_tiny()
     weight = next(t for t in plain.model.graph.initializer if t.name == "head_bias")
@@ -130,7 +150,7 @@ def deeper(behind: str) -> Plain:
         model.graph.node.insert(2 + place, more)
     square = np.random.default_rng(0).normal(0, 1, (8, 8, 1, 1)).astype(np.float32)
     used = {name for n in inserted.node for name in n.input}
-    arrays = {"square": square, "mask": np.ones((8, 1, 1), np.float32)}
+    arrays = {"square": square, "mask": np.ones((8, 1, 1), np.float32), "batch_axis": np.array([0])}
     model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in arrays.items() if name in used)
     return read_plain(model.SerializeToString(), names=NAMES)
 

@@ -88,6 +88,7 @@ def test_a_frozen_batch_axis_is_freed_with_all_that_was_inferred_from_it(batch: 
     result = explained(model)
     shapes = [value.type.tensor_type.shape.dim[0] for value in (*result.graph.input, *result.graph.output)]
     assert {dimension.dim_param for dimension in shapes} == {"batch"}
+    assert not result.graph.value_info
     together = open_session(result.SerializeToString()).run({"x": images(8)})["y"]
     original = open_session(model.SerializeToString())
     before = [original.run({"x": images(8)[row : row + batch]})["y"] for row in range(0, 8, batch)]

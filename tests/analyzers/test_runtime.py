@@ -31,7 +31,7 @@ def test_no_wheel_says_what_to_install() -> None:
 
 @pytest.mark.parametrize("installed", [WHEELS, WHEELS[::-1]])
 def test_both_wheels_are_refused_since_they_overwrite_each_other(installed: tuple[str, str]) -> None:
-    with pytest.raises(RuntimeNotReadyError, match="onnxruntime and onnxruntime-gpu are both installed .* uninstall"):
+    with pytest.raises(RuntimeNotReadyError, match=r"onnxruntime and onnxruntime-gpu are both installed .* uninstall"):
         check_wheels(iter(installed))
 
 
@@ -81,20 +81,13 @@ def test_a_file_and_its_bytes_are_the_same_session(tmp_path: Path, tiny_model: b
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("threads", [0, 1, 2])
-def test_a_run_gives_the_same_bits_on_any_number_of_threads(tiny_model: bytes, threads: int) -> None:
-    expected = open_session(tiny_model, threads=1).run({"image": IMAGES})
-    got = open_session(tiny_model, threads=threads).run({"image": IMAGES})
-    assert all(np.array_equal(got[name], expected[name]) for name in expected)
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"", "cannot load the file"),
         (b"not a model", "cannot load the file"),
         (tiny_plain()[:200], "cannot load the file"),
-        (tiny_plain().replace(b"flat", b"fl\xfft"), "cannot load the file"),
+        (tiny_plain().replace(b"Conv", b"Co\xffv"), "cannot load the file"),
     ],
     ids=["empty", "no model", "truncated", "names that are no text"],
 )
@@ -109,7 +102,7 @@ def test_bytes_that_are_no_model_are_refused_in_one_sentence_and_nothing_is_prin
 
 
 def test_a_file_that_is_not_there_is_a_model_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="^the file cannot be read: No such file or directory$"):
+    with pytest.raises(ModelError, match=r"^the file cannot be read: No such file or directory$"):
         open_session(tmp_path / "model.onnx")
 
 
@@ -126,7 +119,7 @@ def test_metadata_that_is_no_text_is_a_model_error(tiny_model: bytes) -> None:
 def test_a_run_that_fails_says_so_in_one_sentence(
     feeds: dict[str, np.ndarray], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ModelError, match="^the model failed to run: ") as caught:
+    with pytest.raises(ModelError, match=r"^the model failed to run: ") as caught:
         open_session(tiny_plain()).run(feeds)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300

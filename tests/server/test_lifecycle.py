@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from analyzers.files import write_atomically
 from server.app import SERVICE
 from server.client import Client, ServerError
-from tests.conftest import png, running_server
+from tests.conftest import ROOT, png, running_server
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
@@ -62,25 +64,26 @@ def test_the_address_is_the_first_and_only_line_on_stdout_whatever_lies_in_the_r
     tmp_path: Path, tiny_model: bytes
 ) -> None:
     write_atomically(tmp_path / "tiny" / "1" / "model.onnx", tiny_model)
-    write_atomically(tmp_path / "damaged" / "1" / "model.onnx", tiny_model.replace(b"flat", b"fl\xfft"))
-    with running_server("--repository", str(tmp_path)) as (address, process):
-        assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d*", address)
-        with Client(address) as client:
-            assert [(model.model, model.ready) for model in client.list_models()] == [
-                ("damaged", False),
-                ("tiny", True),
-            ]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+    write_atomically(tmp_path / "damaged" / "1" / "model.onnx", tiny_model.replace(b"Conv", b"Co\xffv"))
+    command = [sys.executable, "-m", "server", "--port=0", f"--repository={tmp_path}", "--log-level=error"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
+        try:
+            line = process.stdout.readline()
+            assert re.fullmatch(r"listening on 127\.0\.0\.1:[1-9]\d*\n", line)
+            with Client(line.removeprefix("listening on ").strip()) as client:
+                ready = {model.model: model.ready for model in client.list_models()}
+        finally:
+            process.terminate()
         assert process.stdout.read() == ""
+    assert process.returncode == 0
+    assert ready == {"damaged": False, "tiny": True}
 
 
 def test_a_server_that_stops_takes_no_new_requests(repository: Path) -> None:
-    with running_server("--repository", str(repository)) as (address, process):
-        with Client(address) as client:
-            assert client.list_models()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
-            with pytest.raises(ServerError) as caught:
-                client.list_models()
+    with running_server("--repository", str(repository)) as (address, process), Client(address) as client:
+        assert client.list_models()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        with pytest.raises(ServerError) as caught:
+            client.list_models()
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
