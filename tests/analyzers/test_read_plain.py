@@ -8,7 +8,7 @@ import pytest
 
 from analyzers.attach import Layer, Selection, attach, prove, read_plain
 from analyzers.errors import InvalidInputError, ModelError
-from analyzers.manifest import Triple
+from analyzers.manifest import Manifest, Triple
 from analyzers.runtime import open_session
 from tests.conftest import NAMES, SIZE, tiny_plain
 
@@ -31,7 +31,8 @@ def foreign(
     weights = {w.name: w for w in onnx.load_model_from_string(tiny_plain()).graph.initializer}
     random = np.random.default_rng(0)
     arrays = {name: random.random(8).astype(np.float32) + 0.5 for name in ("scale", "shift", "centre", "spread")}
-    arrays |= {"one_row": np.array([1, -1]), "middle": np.array([0, 1, 8])}
+    arrays |= {"one_row": np.array([1, -1]), "middle": np.array([0, 1, 8]), "lines": np.array([0, 8, -1])}
+    arrays |= {"space": np.array([2, 3]), "inner": np.array([1, 2]), "one": np.array([1]), "last": np.array([-1])}
     arrays["turned"] = onnx.numpy_helper.to_array(weights["head_weight"]).T.copy()
     weights |= {name: onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()}
     model.graph.initializer.extend(weight for name, weight in weights.items() if name in used)
@@ -79,6 +80,29 @@ def test_an_old_file_is_converted_and_answers_as_before(opset: int, ir: int, end
     after = open_session(result.SerializeToString()).run({"x": images(6)})
     np.testing.assert_array_equal(after["y"], before)
     assert {"parts.cell", "class_features.rest"} <= set(after)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "p = GlobalMaxPool (r) f = Flatten (p)",
+        "p = ReduceMax <keepdims: int = 0> (r, space) f = Identity (p)",
+        "p = GlobalAveragePool (r) q = Relu (p) f = Flatten (q)",
+        "t = Transpose <perm: ints = [0, 1, 3, 2]> (r) p = GlobalAveragePool (t) f = Flatten (p)",
+        "t = Transpose <perm: ints = [0, 2, 3, 1]> (r) f = ReduceMean <keepdims: int = 0> (t, inner)",
+        "t = Transpose <perm: ints = [0, 2, 1, 3]> (r) f = ReduceMean <keepdims: int = 0> (t, space)",
+        "s = Reshape (r, lines) p = GlobalAveragePool (s) f = Flatten (p)",
+        "s = Reshape (r, lines) f = ReduceMean <keepdims: int = 0> (s, last)",
+        "s = Reshape (r, lines) t = Transpose <perm: ints = [0, 2, 1]> (s) f = ReduceMean <keepdims: int = 0> (t, one)",
+        "q = ReduceMean <keepdims: int = 0> (r, last) f = ReduceMean <keepdims: int = 0> (q, last)",
+        "two = Concat <axis: int = 2> (r, r) p = GlobalAveragePool (two) f = Flatten (p)",
+    ],
+)
+def test_features_that_are_no_mean_of_maps_in_place_have_ledgers_but_no_parts(end: str) -> None:
+    result = explained(foreign(f"{end} {GEMM}"))
+    described = Manifest.from_metadata({entry.key: entry.value for entry in result.metadata_props})
+    assert described.rows == ("class_features",)
+    assert not described.class_features.features_are_filters
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -50,6 +50,13 @@ def black_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+def with_text(size_bytes: int) -> bytes:
+    """Return a PNG of one pixel with a compressed comment that unpacks to `size_bytes`."""
+    plain = black_png(1, 1)
+    end = plain.index(b"IDAT") - 4
+    return plain[:end] + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size_bytes), 9)) + plain[end:]
+
+
 def grown_webp(width: int, height: int) -> bytes:
     """Return a small lossless WebP whose header says width x height, each 14 bits less one."""
     file = bytearray(FILES["lossless WebP"])
@@ -124,8 +131,9 @@ def test_a_flipped_pixel_of_a_png_is_noticed(client: Client) -> None:
         (black_png(7_072, 7_072), "is 7072 x 7072 pixels, more than the limit of 50000000"),
         (grown_webp(7_100, 7_100), "is 7100 x 7100 pixels, more than the limit of 50000000"),
         (grown_webp(16_383, 16_383), "more than the limit of 50000000"),
+        (with_text(200 * MIB), "cannot be decoded"),
     ],
-    ids=["a real PNG just under Pillow's own limit", "a real PNG just over ours", "WebP", "the largest WebP"],
+    ids=["a real PNG just under Pillow's own limit", "a real PNG just over ours", "WebP", "the largest WebP", "text"],
 )
 def test_an_oversized_picture_is_refused_at_once_and_costs_no_memory(
     server: tuple[Client, subprocess.Popen], picture: bytes, words: str

@@ -61,6 +61,7 @@ MANY: dict[str, Callable[[list[Path]], object]] = {
     "uint8 batch": lambda files: PIXELS,
     "float batch": lambda files: PIXELS / 255,
     "batch that is not contiguous": lambda files: np.repeat(PIXELS, 2, axis=2)[:, :, ::2],
+    "batch in Fortran's order": lambda files: np.asfortranarray(PIXELS),
     "batch in another byte order": lambda files: (PIXELS / 255).astype(">f8"),
 }
 
