@@ -30,4 +30,3 @@ class StubsHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Run before every build, editable ones included."""
         write_stubs(Path(self.root))
-

@@ -1,7 +1,7 @@
 """The kernel of Pellucid: what an explained model file means, as pure functions over arrays.
 
 What the server and the client import from here loads numpy, pydantic and Pillow at most. Only the
-offline edge (`attach`, `graph`, `evaluate`, `inspect`, `runtime`, `__main__`) loads onnx or onnxruntime; nothing
+offline edge (`attach`, `plain`, `prove`, `graph`, `evaluate`, `runtime`, `progress`, `figure`, `__main__`) loads onnx or onnxruntime; nothing
 here loads torch or grpc.
 """
 

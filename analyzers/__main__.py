@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from analyzers import cli
-from analyzers.attach import DEFAULT_MAX_CLASSES, Layer, Plain, Selection, attach, prove, read_plain, select
+from analyzers.attach import DEFAULT_MAX_CLASSES, Selection, attach, select
 from analyzers.class_features import check_index_sets
 from analyzers.errors import DataError, ModelError
 from analyzers.evaluate import evaluate
 from analyzers.files import write_atomically
 from analyzers.manifest import Manifest, Provenance
-from analyzers.pictures import Pictures, read_pictures
+from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
+from analyzers.plain import Layer, Plain, read_plain
 from analyzers.progress import track
+from analyzers.prove import prove
+from analyzers.read_pictures import read_pictures
 from analyzers.runtime import open_session
 
 PROGRAM = "pellucid-analyze"

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from analyzers.attach import Layer, Plain, probe
 from analyzers.class_features import Histogram, Rule, membership
 from analyzers.errors import ModelError
 from analyzers.graph import find_classifier
@@ -25,6 +24,7 @@ from analyzers.part_report import class_figures, interpretability_figure, locati
 from analyzers.part_watch import Eye, watch
 from analyzers.pictures import Pictures
 from analyzers.pixels import UInt8Array, to_model_input
+from analyzers.plain import Layer, Plain, probe
 from analyzers.progress import track
 
 REPORT_SCHEMA = 1

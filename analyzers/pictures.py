@@ -1,4 +1,4 @@
-"""Labelled pictures on disk: `.npz` packs and folders with one sub-folder a class.
+"""Labelled pictures and their part marks, and the `.npz` packs that hold them.
 
 A pack holds `image` (bytes of the encoded pictures, one after the other), `offsets`, `label`, `names`
 and `split` (0 train, 1 test), and optionally `picture_id` and part marks; `docs/data.md` describes it.
@@ -10,7 +10,6 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,107 +149,3 @@ class Pictures:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         write_atomically(path, buffer.getvalue())
-
-
-def read_pictures(path: Path) -> Pictures:
-    """Read a `.npz` pack, a folder `[train/|test/]<class>/<picture>`, or a data set that `read_layout` knows.
-
-    Raises:
-        DataError: there is nothing there, or it is none of these.
-    """
-    if path.is_dir():
-        from analyzers.read_layout import read_layout  # here, because the readers make `Pictures`
-
-        known = read_layout(path)
-        return _read_folder(path) if known is None else known
-    if path.is_file():
-        return _read_pack(path)
-    raise DataError(f"there is no data at {path}; expected a .npz pack or a folder with one sub-folder a class")
-
-
-# The arrays of a pack: kinds of their dtype, number of axes, and whether there is one entry a picture.
-_ARRAYS = {
-    "image": ("u", 1, False),
-    "offsets": ("iu", 1, False),
-    "label": ("iu", 1, True),
-    "names": ("U", 1, False),
-    "split": ("iub", 1, True),
-    "picture_id": ("iu", 1, True),
-    "part_names": ("U", 1, False),
-    "part_xy": ("f", 3, True),
-    "part_box": ("f", 3, True),
-}
-
-
-def _read_pack(path: Path) -> Pictures:
-    arrays = _read_arrays(path)
-    offsets, label, image = arrays["offsets"], arrays["label"].astype(np.int64), arrays["image"]
-    names = tuple(str(name) for name in arrays["names"])
-    if len(offsets) != len(label) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(image) or offsets[0] < 0:
-        raise DataError(f"{path}: offsets do not fit {len(label)} labels and {len(image)} bytes of pictures")
-    if len(label) and not 0 <= label.min() <= label.max() < len(names):
-        strange = label.min() if label.min() < 0 else label.max()
-        raise DataError(f"{path}: labels reach {strange} but there are {len(names)} names")
-    parts = None
-    if "part_names" in arrays and "part_xy" in arrays and "part_box" in arrays:
-        parts = PartMarks(tuple(map(str, arrays["part_names"])), arrays["part_xy"], arrays["part_box"])
-        if (parts.xy.shape[1:], parts.box.shape[1:]) != ((len(parts.names), 2), (len(parts.names), 4)):
-            raise DataError(f"{path}: part_xy and part_box do not fit {len(parts.names)} part_names")
-    raw = image.tobytes()
-    return Pictures(
-        names=names,
-        encoded=tuple(raw[start:stop] for start, stop in pairwise(offsets)),
-        label=label,
-        split=arrays.get("split", np.zeros(len(label))).astype(np.int64),
-        group=arrays.get("picture_id", np.arange(len(label))).astype(np.int64),
-        parts=parts,
-    )
-
-
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays of a pack that we know; each has the dtype and shape of `_ARRAYS`."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as pack:
-            arrays = {name: pack[name] for name in pack.files if name in _ARRAYS}
-    except Exception:  # zipfile, zlib and numpy's header parser raise unrelated classes
-        raise DataError(f"{path} is not a .npz pack, or a damaged one") from None
-    missing = [name for name in ("image", "offsets", "label", "names") if name not in arrays]
-    if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; a pack has image, offsets, label, names and split")
-    for name, array in arrays.items():
-        kinds, axes, one_a_picture = _ARRAYS[name]
-        short = one_a_picture and array.ndim > 0 and len(array) != len(np.atleast_1d(arrays["label"]))
-        wide = name == "image" and array.itemsize != 1
-        if array.dtype.kind not in kinds or array.ndim != axes or short or wide:
-            raise DataError(f"{path}: {name} is {array.dtype} {list(array.shape)}; docs/data.md says what it should be")
-    return arrays
-
-
-def _read_folder(path: Path) -> Pictures:
-    roots = [(path / name, number) for number, name in enumerate(SPLITS) if (path / name).is_dir()]
-    roots = roots or [(path, SPLITS.index("train"))]
-    names = sorted({child.name for root, _ in roots for child in root.iterdir() if _is_class(child)})
-    files = [
-        (file, names.index(folder.name), split)
-        for root, split in roots
-        for folder in sorted(root.iterdir())
-        if _is_class(folder)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-    ]
-    if not files:
-        raise DataError(
-            f"{path} holds no pictures; expected one sub-folder a class with {', '.join(SUFFIXES)} files in it,"
-            " or such a tree below train/ and test/"
-        )
-    return Pictures(
-        names=tuple(names),
-        encoded=tuple(file.read_bytes() for file, _, _ in files),
-        label=np.array([label for _, label, _ in files], np.int64),
-        split=np.array([split for _, _, split in files], np.int64),
-        group=np.arange(len(files), dtype=np.int64),
-    )
-
-
-def _is_class(folder: Path) -> bool:
-    return folder.is_dir() and not folder.name.startswith(".")  # .git, .ipynb_checkpoints

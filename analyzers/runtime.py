@@ -161,6 +161,7 @@ def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 
         session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=int(fallback))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if device == "gpu":
+            open_session(model, device="cpu", threads=threads)  # a file that is no model is not the GPU's fault
             raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {_one_line(error)}") from None
         raise ModelError(f"ONNX Runtime cannot load the file: {_one_line(error)}") from None
     return Session(session, session.get_providers()[0])

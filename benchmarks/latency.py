@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analyzers.attach import Layer, Selection, attach
+from analyzers.attach import Selection, attach
+from analyzers.plain import Layer
 from analyzers.progress import track
 from analyzers.runtime import Session, open_session, ort
 from training.backbones import BACKBONES

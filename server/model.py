@@ -79,8 +79,10 @@ def _check(session: Session, manifest: Manifest) -> None:
     outputs = session.run_images(manifest, images)
     classes = len(manifest.classes)
     shapes: dict[str, tuple[int, ...]] = {manifest.scores.tensor: (2, classes)}
+    integers: set[str] = set()
     if (parts := manifest.parts) is not None:
         shapes |= {parts.cell: (2, parts.filters), parts.score: (2, parts.filters)}
+        integers.add(parts.cell)
     if (features := manifest.class_features) is not None:
         top, k = features.max_classes, features.k2
         shapes |= {
@@ -89,12 +91,18 @@ def _check(session: Session, manifest: Manifest) -> None:
             features.activations: (2, top, k),
         }
         shapes |= {features.contributions: (2, top, k), features.rest: (2, classes), features.bias: (2, top)}
+        integers |= {features.classes, features.features}
     for tensor, shape in shapes.items():
         if tensor not in outputs:
             raise ModelError(f"the manifest names the output '{tensor}' but the graph has none of that name")
         if outputs[tensor].shape != shape:
             raise ModelError(
                 f"the output '{tensor}' has shape {list(outputs[tensor].shape)}, the manifest means {list(shape)}"
+            )
+        if (outputs[tensor].dtype.kind == "i") != (tensor in integers):
+            raise ModelError(
+                f"the output '{tensor}' is {outputs[tensor].dtype}, the manifest means"
+                f" {'integers' if tensor in integers else 'floats'}"
             )
     if parts is not None and not (outputs[parts.cell] < parts.grid.cells[0] * parts.grid.cells[1]).all():
         raise ModelError(f"the output '{parts.cell}' lies outside the grid of {list(parts.grid.cells)} cells")

@@ -17,10 +17,11 @@ import onnx
 import pytest
 from PIL import Image
 
-from analyzers.attach import Layer, Plain, Selection, attach, read_plain, select
+from analyzers.attach import Selection, attach, select
 from analyzers.files import write_atomically
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
+from analyzers.plain import Layer, Plain, read_plain
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -116,7 +117,9 @@ def running_server(
     )
     try:
         line = process.stdout.readline()
-        assert line.startswith("listening on "), f"no address but {line!r}; {process.stderr.read()}"
+        if not line.startswith("listening on "):
+            process.kill()
+            pytest.fail(f"no address but {line!r}; {process.stderr.read()}")
         yield line.removeprefix("listening on ").strip(), process
     finally:
         process.terminate()

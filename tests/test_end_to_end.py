@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from analyzers.__main__ import main as analyze
-from analyzers.pictures import read_pictures
 from analyzers.pixels import to_model_input
+from analyzers.read_pictures import read_pictures
 from analyzers.runtime import open_session
 from server.client import Client
 from server.command import main as ask

@@ -14,13 +14,16 @@ import torch
 from safetensors.torch import save
 
 from analyzers import cli
-from analyzers.attach import Layer, attach, prove
+from analyzers.attach import attach
 from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
 from analyzers.files import write_atomically
 from analyzers.manifest import Provenance
-from analyzers.pictures import Pictures, read_pictures
+from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
+from analyzers.plain import Layer
+from analyzers.prove import prove
+from analyzers.read_pictures import read_pictures
 from training import checkpoint
 from training.backbones import BACKBONES, load_backbone, split_checkpoint
 from training.creatures import creatures

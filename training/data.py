@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analyzers.pictures import Pictures, read_pictures
+from analyzers.pictures import Pictures
+from analyzers.read_pictures import read_pictures
 from training.creatures import creatures
 from training.job import Data, Train
 

@@ -17,10 +17,10 @@ import onnx
 import torch
 from torch.export import Dim
 
-from analyzers.attach import PRODUCER, Layer, Plain, probe, set_manifest
 from analyzers.errors import ModelError
 from analyzers.graph import find_classifier
 from analyzers.manifest import Manifest, ModelInput, Provenance, Scores
+from analyzers.plain import PRODUCER, Layer, Plain, probe, set_manifest
 from training.network import Network
 
 OPSET = 20

@@ -12,9 +12,11 @@ import onnx
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
-from analyzers.attach import Layer, Selection, attach, probe, prove, read_plain
+from analyzers.attach import Selection, attach
 from analyzers.class_features import membership
 from analyzers.errors import ModelError
+from analyzers.plain import Layer, probe, read_plain
+from analyzers.prove import prove
 from analyzers.runtime import open_session
 from tests import oracles
 from tests.conftest import NAMES, ROOT, SIZE, TINY, explain_tiny, tiny_plain
@@ -290,7 +292,7 @@ def test_names_sizes_and_repeated_attachment_are_checked() -> None:
 
 def test_flags_that_contradict_the_file_are_refused() -> None:
     plain = read_plain(tiny_plain(), names=NAMES)
-    from analyzers.attach import set_manifest
+    from analyzers.plain import set_manifest
 
     set_manifest(plain.model, plain.manifest)
     data = plain.model.SerializeToString()

@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import pytest
 
-from analyzers.attach import Plain, Selection, attach, probe, read_plain
+from analyzers.attach import Selection, attach
 from analyzers.class_features import membership
 from analyzers.errors import DataError, ModelError
 from analyzers.evaluate import evaluate
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
+from analyzers.plain import Plain, probe, read_plain
 from analyzers.runtime import open_session
 from tests import oracles
 from tests.conftest import NAMES, SIZE, random_pictures, tiny_plain

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analyzers import metrics
-from analyzers.pictures import read_pictures
+from analyzers.read_pictures import read_pictures
 from tests import oracles
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from analyzers import metrics
 from analyzers.off_centre import move_marks, move_pixels, off_centre, random_steps
-from analyzers.pictures import PartMarks, read_pictures
+from analyzers.pictures import PartMarks
+from analyzers.read_pictures import read_pictures
 
 
 def marks_at(xy: np.ndarray, half: float = 0.1) -> PartMarks:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from analyzers.errors import DataError, PellucidError
-from analyzers.pictures import PartMarks, Pictures, read_pictures
+from analyzers.pictures import PartMarks, Pictures
+from analyzers.read_pictures import read_pictures
 from tests.conftest import NAMES, SIZE, png, random_pictures
 
 COUNT = 6

@@ -18,7 +18,8 @@ from analyzers.part_report import (
     location_figure,
     location_figures,
 )
-from analyzers.pictures import PartMarks, Pictures, read_pictures
+from analyzers.pictures import PartMarks, Pictures
+from analyzers.read_pictures import read_pictures
 from analyzers.sightings import BOOTSTRAPS, Sightings, bootstrap, perfect_cells
 from tests.conftest import random_pictures
 

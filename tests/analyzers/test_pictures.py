@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from analyzers.errors import DataError, InvalidInputError
-from analyzers.pictures import PartMarks, read_pictures
+from analyzers.pictures import PartMarks
 from analyzers.pixels import decode, to_model_input
+from analyzers.read_pictures import read_pictures
 from tests.conftest import NAMES, png, random_pictures
 
 

@@ -9,9 +9,11 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from analyzers.attach import Layer, Plain, Selection, attach, probe, prove, read_plain
+from analyzers.attach import Selection, attach
 from analyzers.errors import ModelError
 from analyzers.manifest import Manifest
+from analyzers.plain import Layer, Plain, probe, read_plain
+from analyzers.prove import prove
 from tests.conftest import NAMES, SIZE, explain_tiny, random_pictures, tiny_plain
 from tests.oracles import index_sets
 

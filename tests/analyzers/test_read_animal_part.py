@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from analyzers.errors import DataError
-from analyzers.pictures import read_pictures
 from analyzers.read_animal_part import read_animal_part
+from analyzers.read_pictures import read_pictures
 from tests.analyzers.test_readers import WHOLE, assert_marks, photograph, pixels, structs
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from analyzers.attach import Layer, Selection, attach, prove, read_plain
+from analyzers.attach import Selection, attach
 from analyzers.errors import InvalidInputError, ModelError
 from analyzers.manifest import Manifest, Triple
+from analyzers.plain import Layer, read_plain
+from analyzers.prove import prove
 from analyzers.runtime import open_session
 from tests.conftest import NAMES, SIZE, tiny_plain
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from analyzers.errors import DataError
-from analyzers.pictures import Pictures, read_pictures
+from analyzers.pictures import Pictures
 from analyzers.read_cub import INDEX_FILES, read_cub
 from analyzers.read_objects import ReadOptions
+from analyzers.read_pictures import read_pictures
 from analyzers.read_voc_part import LANDMARKS, PART_GROUPS, read_voc_part
 
 WHOLE = ReadOptions(crop=False)

@@ -46,6 +46,13 @@ def with_weight(data: bytes, name: str, change: Callable[[np.ndarray], np.ndarra
     return model.SerializeToString()
 
 
+def with_free_height(data: bytes) -> bytes:
+    """Let a model's graph take pictures of any height."""
+    model = onnx.load_model_from_string(data)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    return model.SerializeToString()
+
+
 BAD: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "missing": (lambda good: None, "there is no model.onnx"),
     "empty": (lambda good: b"", "cannot load"),
@@ -65,12 +72,20 @@ BAD: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "no-classes": (lambda good: edited(good, lambda d: d.update(classes=[])), "classes"),
     "other-classes": (lambda good: edited(good, lambda d: d.update(classes=[*NAMES, "elk"])), "logits"),
     "other-output": (lambda good: edited(good, lambda d: d["parts"].update(cell="cell")), "'cell'"),
+    "swapped-outputs": (
+        lambda good: edited(good, lambda d: d["parts"].update(cell="parts.score", score="parts.cell")),
+        "is float32, the manifest means integers",
+    ),
     "other-filters": (lambda good: edited(good, lambda d: d["parts"].update(filters=9)), "parts.cell"),
     "other-size": (
         lambda good: edited(good, lambda d: d["input"].update(height=8)),
         "3, 8, 16]",
     ),
     "all-memory": (lambda good: edited(good, lambda d: d["input"].update(height=10**9)), "1000000000"),
+    "more-than-memory": (
+        lambda good: edited(with_free_height(good), lambda d: d["input"].update(height=10**18)),
+        "the server's log says more",
+    ),
     "other-input": (lambda good: edited(good, lambda d: d["input"].update(tensor="pixels")), "the input 'pixels'"),
     "long-name": (lambda good: edited(good, lambda d: d["parts"].update(cell="x\n" * 5000)), "names the output 'x x"),
     "small-grid": (lambda good: edited(good, lambda d: d["parts"]["grid"].update(cells=[2, 2])), "grid"),

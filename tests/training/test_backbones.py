@@ -285,8 +285,8 @@ def test_vgg_m_and_s_compute_what_their_paper_lists(name: str) -> None:
 def test_the_third_party_resnet20_keeps_its_accuracy_on_real_pictures(shared_data: Path) -> None:
     from safetensors.torch import load_file
 
-    from analyzers.pictures import read_pictures
     from analyzers.pixels import to_model_input
+    from analyzers.read_pictures import read_pictures
 
     backbone, head = split_checkpoint(load_file(shared_data / "resnet20-12fca82f.safetensors"))
     network = Network(BACKBONES["resnet20"](), 10, size=32).eval()

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from analyzers.attach import Layer, Plain, Selection, attach, prove
+from analyzers.attach import Selection, attach
 from analyzers.errors import ModelError
+from analyzers.plain import Layer, Plain
+from analyzers.prove import prove
 from analyzers.runtime import open_session
 from tests.conftest import ROOT
 from training.backbones import BACKBONES

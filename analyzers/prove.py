@@ -1,0 +1,74 @@
+"""Prove an explained file on pictures: logits unchanged, ledgers that add up for every class, peaks in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, numpy_helper
+
+from analyzers import class_features
+from analyzers.errors import ModelError
+from analyzers.manifest import Manifest
+from analyzers.plain import TOLERANCE, Layer, Plain, probe
+from analyzers.runtime import open_session
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What `prove` found.
+
+    Attributes:
+        pictures: how many pictures were compared.
+        logits_gap: largest absolute difference between the plain and the explained file's logits, the first picture
+            also alone.
+        completeness_gap: largest absolute difference between a logit and its ledger, over all classes.
+        moved_peaks: peaks whose cell or value differs from the maps' own.
+    """
+
+    pictures: int
+    logits_gap: float
+    completeness_gap: float
+    moved_peaks: int
+
+
+def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Array) -> Proof:
+    """Run the plain and the explained file on the same pictures.
+
+    Raises:
+        ModelError: the logits changed, the best classes are others, a ledger does not add up, or a peak moved.
+    """
+    described = Manifest.from_metadata({e.key: e.value for e in explained.metadata_props})
+    section, scores = described.class_features, described.scores.tensor
+    assert section is not None  # noqa: S101 (attach always writes it)
+    probed, tensor = probe(plain, layer)
+    truth = probed.run_images(plain.manifest, images)
+    session = open_session(explained.SerializeToString())
+    answer, alone = session.run_images(described, images), session.run_images(described, images[:1])
+    logits, pooled = truth[plain.found.logits], truth[plain.found.pooled]
+    head = plain.found.head
+    # Over all classes: the file's own rest, and the chosen features' share computed here, independently.
+    chosen = next(numpy_helper.to_array(t) for t in explained.graph.initializer if t.name == "class_features/index")
+    own = class_features.membership(head, chosen[:, :, 0])
+    total = pooled.astype(np.float64) @ np.where(own, head.weight, 0).T + answer[section.rest] + head.bias
+    ledgers = answer[section.contributions].sum(-1) + answer[section.bias]
+    ledgers += np.take_along_axis(answer[section.rest], answer[section.classes], 1)
+    best = -np.sort(-logits, axis=1)[:, : section.max_classes]
+    scale = max(1.0, float(abs(logits).max()))
+    moved = 0
+    if described.parts is not None and tensor is not None:
+        flat = truth[tensor].reshape(len(images), described.parts.filters, -1)
+        differ = abs(flat.max(-1) - answer[described.parts.score]) > TOLERANCE * max(1.0, float(abs(flat).max()))
+        moved = int(((flat.argmax(-1) != answer[described.parts.cell]) | differ).sum())
+    proof = Proof(
+        pictures=len(images),
+        logits_gap=float(max(abs(answer[scores] - logits).max(), abs(alone[scores] - logits[:1]).max())),
+        completeness_gap=float(max(abs(total - logits).max(), abs(ledgers - best).max())),
+        moved_peaks=moved,
+    )
+    if not (proof.logits_gap <= TOLERANCE * scale and proof.completeness_gap <= TOLERANCE * scale and not moved):
+        raise ModelError(f"the explained file does not agree with the plain one and was not written: {proof}")
+    return proof
