@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageOps
 
-from analyzers.explanation import Explanation, Ledger
+from analyzers.explanation import Box, Explanation, Ledger
 from analyzers.files import write_atomically
 from analyzers.ledger import describe
 
@@ -39,6 +40,7 @@ def draw(encoded: bytes, explanation: Explanation, path: Path) -> None:
     picture.imshow(np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")))
     picture.set_title(f"{best.class_name}  {best.probability:.1%}", fontsize=13)
     picture.set_axis_off()
+    radius, labelled = explanation.width / 32, Counter[Box]()
     largest = max((abs(entry.contribution) for entry in ledger.contributions), default=1.0)
     for number, entry in enumerate(ledger.contributions, start=1):
         if entry.part is None:
@@ -47,9 +49,10 @@ def draw(encoded: bytes, explanation: Explanation, path: Path) -> None:
         cell, share = part.cell, abs(entry.contribution) / largest
         corner, extent = (cell.left - 0.5, cell.top - 0.5), (cell.right - cell.left, cell.bottom - cell.top)
         picture.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=colour, linewidth=1 + 2 * share))
-        radius = explanation.width / 32
-        picture.add_patch(Circle((corner[0], corner[1]), radius, color=colour))
-        picture.text(*corner, str(number), color="white", fontsize=9, ha="center", va="center", weight="bold")
+        place = (corner[0] + 2 * radius * labelled[cell], corner[1])  # filters that share a cell stand side by side
+        labelled[cell] += 1
+        picture.add_patch(Circle(place, radius, color=colour))
+        picture.text(*place, str(number), color="white", fontsize=9, ha="center", va="center", weight="bold")
     _bars(chart, ledger)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
