@@ -111,6 +111,20 @@ def test_the_demo_learns_serves_explains_and_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_real_animals_go_from_pictures_to_explained_answers(shared_data: Path, tmp_path: Path) -> None:
+    pack = shared_data / "animal-parts-20.npz"
+    small = ["--data.size=64", "--train.epochs=1", "--head.epochs=1", f"--data.path={pack}", f"--output={tmp_path}"]
+    assert train(["run", str(ROOT / "examples" / "animals.toml"), *small]) == 0
+    report = json.loads((tmp_path / "animals" / "1" / "report.json").read_text())
+    assert report["parts"]["tracking_ratio"]["controls"]["centre"] == pytest.approx(1)
+    pictures = read_pictures(pack).of_split("test").take(np.arange(8))
+    with running_server("--repository", str(tmp_path)) as (address, _), Client(address) as client:
+        for answer in client.explain(pictures.encoded, top_k_classes=20):
+            assert (answer.width, answer.height) == (128, 128)
+            assert all(abs(ledger.total - ledger.logit) <= 1e-4 for ledger in answer.class_features)
+
+
+@pytest.mark.slow
 def test_the_demo_s_model_is_at_least_95_percent_right(tmp_path: Path) -> None:
     assert train(["run", str(ROOT / "examples" / "creatures.toml"), f"--output={tmp_path}"]) == 0
     report = json.loads((tmp_path / "creatures" / "1" / "report.json").read_text())

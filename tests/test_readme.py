@@ -20,9 +20,9 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 PARSERS = {"pellucid": ask, "pellucid-analyze": analyze, "pellucid-train": train}
 
 
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    """Return the code blocks of a language, the README's if nothing else is said."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[str]:
@@ -60,6 +60,13 @@ def test_the_python_snippet_prints_a_ledger(address: str, tmp_path: Path, capsys
     exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102 (our own text)
     assert "adds up to" in capsys.readouterr().out
     assert NAMES
+
+
+def test_the_training_snippet_gives_gradients() -> None:
+    (snippet,) = blocks("python", (ROOT / "docs" / "training.md").read_text())
+    names: dict[str, object] = {}
+    exec(compile(snippet, "training.md", "exec"), names)  # noqa: S102 (our own text)
+    assert all(parameter.grad is not None for parameter in names["net"].parameters() if parameter.requires_grad)
 
 
 def test_every_make_target_that_is_mentioned_exists() -> None:
