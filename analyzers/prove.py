@@ -43,7 +43,8 @@ def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Arra
     """
     described = Manifest.from_metadata({e.key: e.value for e in explained.metadata_props})
     section, scores = described.class_features, described.scores.tensor
-    assert section is not None  # noqa: S101 (attach always writes it)
+    if section is None:
+        raise ModelError("the file has no class features, so there is nothing to prove")
     probed, tensor = probe(plain, layer)
     truth = probed.run_images(plain.manifest, images)
     session = open_session(explained.SerializeToString())

@@ -80,10 +80,11 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
     limits = Limits(settings.max_images, settings.max_pixels)
     workers = ThreadPoolExecutor(settings.workers, "explain")
     server = grpc.aio.server(
+        maximum_concurrent_rpcs=settings.max_requests,
         options=[
             ("grpc.max_receive_message_length", settings.max_request_bytes),
             ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a wish
-        ]
+        ],
     )
     add_service(server, Servicer(repository, limits), workers)
     healthy = health.aio.HealthServicer()

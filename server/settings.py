@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu refuses to fall back to the CPU")
     workers: Positive = Field(os.cpu_count() or 1, description="runs at a time")
     threads: Positive = Field(1, description="threads within one run")
+    max_requests: Positive = Field(256, description="requests at a time, waiting ones included; more are refused")
     max_images: Positive = Field(64, description="pictures per request")
     max_pixels: Positive = Field(50_000_000, description="pixels per picture, read from its header before decoding")
     max_request_bytes: Positive = Field(64 * 1024 * 1024, description="bytes per request")

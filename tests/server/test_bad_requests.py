@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -148,6 +149,23 @@ def test_a_request_over_the_size_limit_exhausts_resources(repository: object) ->
         code, _ = refused(target, pb.ExplainRequest(encoded_images=[bytes(200_000)]))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         call(target, pb.ExplainRequest(encoded_images=[GOOD]).SerializeToString())
+
+
+def test_more_requests_than_the_server_takes_are_refused_and_the_others_are_answered(repository: object) -> None:
+    slow = pb.ExplainRequest(encoded_images=[png(np.zeros((4000, 4000, 3), np.uint8))] * 3).SerializeToString()
+
+    def status(_: int) -> grpc.StatusCode:
+        try:
+            call(target, slow)
+        except grpc.RpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+    with running_server("--repository", str(repository), "--workers", "1", "--max-requests", "2") as (target, _):
+        with ThreadPoolExecutor(8) as pool:
+            statuses = set(pool.map(status, range(8)))
+        assert statuses == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert status(0) is grpc.StatusCode.OK
 
 
 def test_after_all_of_it_the_server_still_answers(address: str) -> None:
