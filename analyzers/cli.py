@@ -12,15 +12,21 @@ from analyzers.errors import DataError, PellucidError
 INTERRUPTED = 130
 
 
-def run(program: str, body: Callable[[], None]) -> int:
-    """Run a program's body and return its exit code: 0, 1 after an error of ours or of the disk, 130 after Ctrl-C."""
+def run(program: str, body: Callable[[], None], *, interrupted: str = "no file was left half-written") -> int:
+    """Run a program's body and return its exit code: 0, 1 after an error of ours or of the disk, 130 after Ctrl-C.
+
+    Args:
+        program: its name, for the error's sentence.
+        body: what it does.
+        interrupted: what to say after Ctrl-C.
+    """
     try:
         body()
     except (PellucidError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; no file was left half-written", file=sys.stderr)
+        print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -161,7 +161,7 @@ def test_a_run_stopped_by_ctrl_c_leaves_the_old_model_and_says_so(models: Path, 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted" in errors
+    assert "interrupted; the same command with --resume goes on" in errors
     assert "Traceback" not in errors
     assert file.read_bytes() == before
 

@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.overrides = rest
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pellucid").setLevel(logging.INFO)  # not the exporters' own chatter
-    return cli.run(PROGRAM, lambda: options.run(options))
+    going_on = "the same command with --resume goes on after the last whole epoch"
+    told = {"interrupted": going_on} if options.run is _run else {}
+    return cli.run(PROGRAM, lambda: options.run(options), **told)
 
 
 def _parser() -> argparse.ArgumentParser:
