@@ -32,6 +32,8 @@ from training.network import Network
 
 log = logging.getLogger("pellucid.training")
 
+_CHOICES = ("head.mask", "state.category")  # buffers that say yes or no, or which class
+
 Watcher = Callable[[dict[str, float], Network], None]
 
 
@@ -192,9 +194,11 @@ class Learner:
             parts.state.share_out()
 
     def use_average(self) -> None:
-        """Put the averaged weights, where they are kept, into the network."""
-        if self.average is not None:
-            self.network.load_state_dict(self.average.module.state_dict())
+        """Put the averaged weights, where they are kept, into the network; choices are not averaged."""
+        if self.average is None:
+            return
+        chosen = {name: value for name, value in self.network.state_dict().items() if name.endswith(_CHOICES)}
+        self.network.load_state_dict(self.average.module.state_dict() | chosen)
 
     def _epoch(
         self, number: int, stage: Stage, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.OneCycleLR

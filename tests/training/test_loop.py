@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from analyzers.class_features import membership
 from tests.conftest import ROOT
 from training import checkpoint
 from training.creatures import creatures
@@ -102,6 +103,14 @@ def test_averaged_weights_are_what_is_kept(tmp_path: Path, splits: tuple[Batches
     plain, _, _ = learn(job(tmp_path / "plain"), *splits, 8)
     averaged, _, _ = learn(job(tmp_path / "averaged", "--train.ema=0.9"), *splits, 8)
     assert not same(plain, averaged)
+
+
+def test_averaging_leaves_the_decomposed_layer_decomposed(tmp_path: Path, splits: tuple[Batches, Batches]) -> None:
+    network, selection, _ = learn(job(tmp_path, "--train.ema=0.9", "--train.filter_classes=balanced"), *splits, 8)
+    own = membership(network.head.head(), selection.sets)
+    assert set(network.head.mask.unique().tolist()) == {0.0, 1.0}
+    assert not network.head.head().weight[~own].any()
+    assert set(network.parts.state.category.tolist()) <= set(range(8))
 
 
 def test_a_masked_network_starts_from_an_ordinary_one_with_logits_of_the_same_size(
