@@ -90,7 +90,7 @@ def _objects(folder: Path, label: int, parts: list[list[Float32Array | None]]) -
     return objects
 
 
-def _box(sample: Any, data: Path) -> Box:  # noqa: ANN401
+def _box(sample: Any, data: Path) -> Box:
     """Return the edges of a box, which MATLAB's reader takes for the first and last pixels, counted from 1."""
     try:
         box = sample["obj"]["bndbox"]
@@ -116,7 +116,7 @@ def _parts(place: Path | None, wnid: str) -> list[list[Float32Array | None]]:
     ]
 
 
-def _mark(truth: Any, file: Path) -> Float32Array | None:  # noqa: ANN401
+def _mark(truth: Any, file: Path) -> Float32Array | None:
     try:
         centre = np.asarray(truth["pHW_center"], np.float32).ravel() / _SIDE
         scale = np.asarray(truth["pHW_scale"], np.float32).ravel() / _SIDE

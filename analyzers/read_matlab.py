@@ -16,7 +16,7 @@ import numpy as np
 from analyzers.errors import DataError
 
 
-def read_matlab(path: Path, variable: str) -> Any:  # noqa: ANN401  # whatever the file holds
+def read_matlab(path: Path, variable: str) -> Any:
     """Read one variable; axes are MATLAB's, without those of length 1.
 
     Raises:
@@ -35,14 +35,14 @@ def read_matlab(path: Path, variable: str) -> Any:  # noqa: ANN401  # whatever t
     return found
 
 
-def listed(structs: Any) -> list[Any]:  # noqa: ANN401
+def listed(structs: Any) -> list[Any]:
     """Return an array of structs as a list: MATLAB files do not tell an array of one from a single struct."""
     if isinstance(structs, dict):
         return [structs]
     return list(structs)
 
 
-def _read_classic(path: Path, variable: str) -> Any:  # noqa: ANN401
+def _read_classic(path: Path, variable: str) -> Any:
     scipy_io = _library("scipy.io", "scipy", path)
     try:
         return scipy_io.loadmat(path, variable_names=[variable], simplify_cells=True).get(variable)
@@ -50,13 +50,13 @@ def _read_classic(path: Path, variable: str) -> Any:  # noqa: ANN401
         raise ValueError(str(error)) from None
 
 
-def _read_hdf5(path: Path, variable: str) -> Any:  # noqa: ANN401
+def _read_hdf5(path: Path, variable: str) -> Any:
     h5py = _library("h5py", "h5py", path)
     with h5py.File(path, "r") as file:
         return _plain(file, file[variable]) if variable in file else None
 
 
-def _plain(file: Any, node: Any) -> Any:  # noqa: ANN401
+def _plain(file: Any, node: Any) -> Any:
     """Turn a node of a version 7.3 file into what scipy makes of the same thing in other files."""
     if hasattr(node, "keys"):  # a group is a struct, or an array of structs if each field is an array of references
         if all(_is_references(child) and "MATLAB_class" not in child.attrs for child in node.values()):
@@ -76,11 +76,11 @@ def _plain(file: Any, node: Any) -> Any:  # noqa: ANN401
     return values
 
 
-def _is_references(node: Any) -> bool:  # noqa: ANN401
+def _is_references(node: Any) -> bool:
     return not hasattr(node, "keys") and node.dtype.kind == "O"
 
 
-def _library(module: str, package: str, path: Path) -> Any:  # noqa: ANN401
+def _library(module: str, package: str, path: Path) -> Any:
     try:
         return import_module(module)
     except ImportError:

@@ -31,7 +31,7 @@ MAP = "map"
 def export(network: Network, classes: tuple[str, ...], size: int) -> Plain:
     """Export a network with a free batch axis; its tensors are `image`, `logits` and `map`."""
     network = network.eval()
-    program = _quietly_export(network, torch.rand(2, 3, size, size))
+    program = quietly_export(network, torch.rand(2, 3, size, size))
     model = program.model_proto
     del model.graph.output[1]  # the map keeps its name as an inner tensor
     manifest = Manifest(
@@ -51,7 +51,7 @@ def export(network: Network, classes: tuple[str, ...], size: int) -> Plain:
     return Plain(model, manifest, find_classifier(model))
 
 
-def _quietly_export(network: Network, example: torch.Tensor) -> torch.onnx.ONNXProgram:
+def quietly_export(network: Network, example: torch.Tensor) -> torch.onnx.ONNXProgram:
     """Run torch's exporter without its chatter about optional packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

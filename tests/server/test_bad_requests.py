@@ -174,17 +174,3 @@ def test_after_all_of_it_the_server_still_answers(address: str) -> None:
         refused(address, request)
     response = answer(call(address, pb.ExplainRequest(encoded_images=[GOOD]).SerializeToString()))
     assert len(response.explanations) == 1
-
-
-def test_a_picture_that_only_claims_to_be_large_costs_no_memory() -> None:
-    import resource
-
-    from analyzers.errors import InvalidInputError
-    from analyzers.pixels import decode
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(20):
-        with pytest.raises(InvalidInputError, match="more than the limit"):
-            decode(huge_header(30_000, 30_000), 16, 16, max_pixels=10**6)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
-    assert decode(png(np.zeros((10, 10, 3), np.uint8)), 16, 16).pixels.shape == (16, 16, 3)

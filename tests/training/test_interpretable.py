@@ -13,7 +13,7 @@ from analyzers.parts import part_template
 from analyzers.runtime import open_session
 from tests.oracles import masked
 from training.backbones import BACKBONES
-from training.export import _quietly_export
+from training.export import quietly_export
 from training.filter_losses import FILTER_LOSSES
 from training.interpretable import (
     InterpretableLayer,
@@ -390,7 +390,7 @@ def test_torch_and_onnx_runtime_agree_on_logits_and_maps(peak: str) -> None:
     make_interpretable(model, "layer1.0", classes=CLASSES, example=images, peak=peak)
     make_interpretable(model, "layer1.1", classes=CLASSES, example=images, filters=8, peak=peak)
     with_maps = WithMaps(model).eval()
-    session = open_session(_quietly_export(with_maps, images).model_proto.SerializeToString())
+    session = open_session(quietly_export(with_maps, images).model_proto.SerializeToString())
     assert all(layer.recorder is None for layer in interpretable_layers(model).values())
     for batch in (images[:1], torch.cat([images, torch.zeros_like(images), torch.ones_like(images)])):
         with torch.no_grad():
