@@ -119,7 +119,7 @@ def _attach_parts(model: ModelProto, plain: Plain, layer: Layer) -> manifest.Par
     grid = grid_of(plain.model, tensor, (shape[2], shape[3]))
     if grid is None:
         return None
-    _append(model, parts.FRAGMENT, {"map": tensor}, "parts")
+    _append(model, parts.FRAGMENTS[layer.peak], {"map": tensor}, "parts")
     return manifest.Parts(
         layer=tensor,
         cell="parts.cell",
@@ -128,6 +128,7 @@ def _attach_parts(model: ModelProto, plain: Plain, layer: Layer) -> manifest.Par
         filters=shape[1],
         interpretable=layer.interpretable,
         learned_for=layer.learned_for,
+        peak=layer.peak,
     )
 
 

@@ -15,7 +15,7 @@ from analyzers.errors import ModelError
 from analyzers.manifest import Grid
 
 _RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Identity", "Dropout", "Unsqueeze"})
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     [
         "Add",
         "BatchNormalization",
@@ -261,7 +261,7 @@ def grid_of(model: ModelProto, tensor: str, cells: tuple[int, int]) -> Grid | No
     picture = graph.single_input().name
     sizes = _map_sizes(model)
     reach: dict[str, _Axes | None] = {picture: (_Cells(), _Cells())}  # None: cells cannot be followed
-    for node in _ancestors(graph, tensor):
+    for node in ancestors(graph, tensor):
         if node.op_type != "Shape" and any(name in reach for name in node.input):
             reach |= dict.fromkeys(node.output, _follow(graph, node, reach, sizes))
     axes = reach.get(tensor)
@@ -279,7 +279,7 @@ def grid_of(model: ModelProto, tensor: str, cells: tuple[int, int]) -> Grid | No
 def _follow(graph: Graph, node: NodeProto, reach: dict[str, _Axes | None], sizes: _Sizes) -> _Axes | None:
     """Return the cells of a node's output, or None where it does more than move a window over the picture."""
     source = reach.get(node.input[0])
-    if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and attributes(node)["axis"] in (1, -3)):
+    if node.op_type in ELEMENTWISE or (node.op_type == "Concat" and attributes(node)["axis"] in (1, -3)):
         return _merged(node, reach, sizes)
     if source is None or any(name in reach for name in node.input[1:]):
         return None
@@ -367,9 +367,9 @@ def _map_sizes(model: ModelProto) -> _Sizes:
     return sizes
 
 
-def _ancestors(graph: Graph, tensor: str) -> Iterator[NodeProto]:
-    """Yield the nodes that `tensor` depends on, in the graph's own (topological) order."""
-    needed, waiting = set(), [tensor]
+def ancestors(graph: Graph, *tensors: str) -> Iterator[NodeProto]:
+    """Yield the nodes that tensors depend on, in the graph's own (topological) order."""
+    needed, waiting = set(), list(tensors)
     while waiting:
         node = graph.producer.get(waiting.pop())
         if node is not None and node.output[0] not in needed:

@@ -18,6 +18,7 @@ METADATA_KEY = "pellucid.manifest"
 ROWS = ("parts", "explanatory_graph", "class_features")
 
 Triple = tuple[float, float, float]
+Peak = Literal["argmax", "centroid"]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -65,9 +66,11 @@ class Parts(_Section):
     layer: str
     """The conv map that was measured, before any mask."""
     cell: str
-    """Output, int64 (batch, filters): row-major index of each map's first highest cell."""
+    """Output, int64 (batch, filters): row-major index of each map's peak, where a part template is centred."""
     score: str
-    """Output, float32 (batch, filters): the value there."""
+    """Output, float32 (batch, filters): each map's highest value."""
+    peak: Peak = "argmax"
+    """What the peak is: the first highest cell, or the cell nearest to the map's centre of mass."""
     grid: Grid
     filters: PositiveInt
     interpretable: bool

@@ -1,7 +1,8 @@
 """`parts`: which filter fired where (Interpretable CNNs, arXiv 1710.00935).
 
-The graph reports, for each filter, the first highest cell of its map and the value there. The peak is taken
-on the map before the part template masks it; for maps >= 0 the mask does not move it.
+The graph reports, for each filter, the peak of its map and the map's highest value. The peak, the first highest cell
+or the one nearest to the centre of mass, is taken on the map before the part template masks it: it is the template's
+own centre.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from analyzers import explanation, manifest
 from analyzers.geometry import Frame, locate
+from analyzers.manifest import Peak
 
 # ArgMax, not TopK: both take the first index on ties in every runtime (TopK does not).
 FRAGMENT = """
@@ -29,6 +31,51 @@ parts (float[batch, filters, height, width] map) => (int64[batch, filters] cell,
 """
 
 
+# As in the authors' code: halves go up, and an empty map has cell 0.
+CENTROID_FRAGMENT = """
+<ir_version: 10, opset_import: ["" : 20]>
+parts (float[batch, filters, height, width] map) => (int64[batch, filters] cell, float[batch, filters] score)
+{
+    row_axis = Constant <value_ints: ints = [2]> ()
+    column_axis = Constant <value_ints: ints = [3]> ()
+    zero = Constant <value_float: float = 0.0> ()
+    half = Constant <value_float: float = 0.5> ()
+    one = Constant <value_float: float = 1.0> ()
+    tiny = Constant <value_float: float = 1e-9> ()
+    by_row = ReduceSum <keepdims: int = 0> (map, column_axis)
+    by_column = ReduceSum <keepdims: int = 0> (map, row_axis)
+    sum = ReduceSum <keepdims: int = 0> (by_row, row_axis)
+    total = Max (sum, tiny)
+    height = Shape <start: int = 2, end: int = 3> (map)
+    width = Shape <start: int = 3, end: int = 4> (map)
+    rows = Squeeze (height)
+    columns = Squeeze (width)
+    rows_float = Cast <to: int = 1> (rows)
+    columns_float = Cast <to: int = 1> (columns)
+    row_number = Range (zero, rows_float, one)
+    column_number = Range (zero, columns_float, one)
+    row_moment_each = Mul (by_row, row_number)
+    column_moment_each = Mul (by_column, column_number)
+    row_moment = ReduceSum <keepdims: int = 0> (row_moment_each, row_axis)
+    column_moment = ReduceSum <keepdims: int = 0> (column_moment_each, row_axis)
+    row_place = Div (row_moment, total)
+    column_place = Div (column_moment, total)
+    row_up = Add (row_place, half)
+    column_up = Add (column_place, half)
+    row_floor = Floor (row_up)
+    column_floor = Floor (column_up)
+    row = Cast <to: int = 7> (row_floor)
+    column = Cast <to: int = 7> (column_floor)
+    before = Mul (row, columns)
+    cell = Add (before, column)
+    cells_axes = Constant <value_ints: ints = [2, 3]> ()
+    score = ReduceMax <keepdims: int = 0> (map, cells_axes)
+}
+"""
+
+FRAGMENTS: dict[Peak, str] = {"argmax": FRAGMENT, "centroid": CENTROID_FRAGMENT}
+
+
 def part_template(cells: int, beta: float = 4.0) -> npt.NDArray[np.float32]:
     """Return the positive part templates T_mu of an n x n map, peak 1, as a table (n^2, n^2).
 
@@ -38,6 +85,20 @@ def part_template(cells: int, beta: float = 4.0) -> npt.NDArray[np.float32]:
     row, column = np.divmod(np.arange(cells * cells), cells)
     distance = abs(row[:, None] - row) + abs(column[:, None] - column)
     return np.maximum(1 - beta * distance / cells, -1).astype(np.float32)
+
+
+def misplaced(maps: npt.NDArray[np.float32], cell: npt.NDArray[np.int64], peak: Peak) -> npt.NDArray[np.bool_]:
+    """Return (batch, filters): whether a reported cell is not the peak of its map (batch, filters, height, width).
+
+    A centre of mass counts as lying in both cells within 0.001 of the line between them, where rounding decides.
+    """
+    flat = maps.reshape(*maps.shape[:2], -1).astype(np.float64)
+    if peak == "argmax":
+        return np.asarray(flat.argmax(2) != cell)
+    places = np.indices(maps.shape[2:]).reshape(2, -1)
+    mass = np.maximum(flat.sum(2), 1e-9)
+    away = [abs(flat @ place / mass - place[cell]) for place in places]
+    return np.asarray(np.maximum(*away) > 0.501)
 
 
 def decode(

@@ -30,11 +30,13 @@ class Layer:
         tensor: its name in the graph, before any mask; None takes the map that the head pools.
         interpretable: whether it was trained with part templates.
         learned_for: class of each filter, where filters were learned for classes.
+        peak: which cell of a map is reported, the one that its part template is centred on.
     """
 
     tensor: str | None = None
     interpretable: bool = False
     learned_for: tuple[int, ...] | None = None
+    peak: manifest.Peak = "argmax"
 
 
 POOLED = Layer()
@@ -125,7 +127,7 @@ def read_plain(
     if names is None or len(names) != len(found.head.bias):
         given = "none are known" if names is None else f"there are {len(names)} names"
         raise ModelError(f"the model has {len(found.head.bias)} classes and {given}; give one name a class")
-    picture = _picture_input(model, size, mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0))
+    picture = picture_input(model, size, mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0))
     plain = Plain(
         model,
         Manifest(
@@ -140,7 +142,7 @@ def read_plain(
     return plain
 
 
-def _picture_input(
+def picture_input(
     model: ModelProto, size: tuple[int, int] | None, mean: manifest.Triple, std: manifest.Triple
 ) -> ModelInput:
     """Check the picture input, free its batch axis and put the normalisation behind it."""

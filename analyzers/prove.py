@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, numpy_helper
 
-from analyzers import class_features
+from analyzers import class_features, parts
 from analyzers.errors import ModelError
 from analyzers.manifest import Manifest
 from analyzers.plain import TOLERANCE, Layer, Plain, probe
@@ -63,7 +63,8 @@ def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Arra
     if described.parts is not None and tensor is not None:
         flat = truth[tensor].reshape(len(images), described.parts.filters, -1)
         differ = abs(flat.max(-1) - answer[described.parts.score]) > TOLERANCE * max(1.0, float(abs(flat).max()))
-        moved = int(((flat.argmax(-1) != answer[described.parts.cell]) | differ).sum())
+        elsewhere = parts.misplaced(truth[tensor], answer[described.parts.cell], described.parts.peak)
+        moved = int((elsewhere | differ).sum())
     proof = Proof(
         pictures=len(images),
         logits_gap=float(max(abs(answer[scores] - logits).max(), abs(alone[scores] - logits[:1]).max())),

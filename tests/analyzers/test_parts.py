@@ -8,7 +8,7 @@ import pytest
 
 from analyzers.geometry import Frame
 from analyzers.manifest import Grid, Parts
-from analyzers.parts import FRAGMENT, decode, part_template
+from analyzers.parts import FRAGMENT, FRAGMENTS, decode, misplaced, part_template
 from analyzers.runtime import open_session
 from tests import oracles
 
@@ -64,6 +64,42 @@ def test_of_two_equal_peaks_the_upper_and_then_the_left_one_counts() -> None:
 def test_a_map_below_zero_peaks_where_it_is_least_negative() -> None:
     cell, score = peaks(np.array([[[[-3, -1], [-2, -1]]]]))
     assert (cell.tolist(), score.tolist()) == ([[1]], [[-1]])
+
+
+def centres_of_mass(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    fragment = onnx.parser.parse_model(FRAGMENTS["centroid"]).SerializeToString()
+    answer = open_session(fragment).run({"map": maps.astype(np.float32)})
+    return answer["cell"], answer["score"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 4, 5, 5), (7, 3, 4, 9), (2, 6, 14, 1)])
+def test_the_graph_reports_the_cell_nearest_to_the_centre_of_mass_and_the_highest_value(shape: tuple[int, ...]) -> None:
+    maps = np.maximum(np.random.default_rng(0).normal(0, 1, shape), 0).astype(np.float32)
+    cell, score = centres_of_mass(maps)
+    assert (cell.dtype, score.dtype) == (np.int64, np.float32)
+    for b, k in np.ndindex(shape[:2]):
+        row, column = oracles.centroid(maps[b, k])
+        assert cell[b, k] == row * shape[3] + column
+    np.testing.assert_array_equal(score, maps.max((2, 3)))
+    assert not misplaced(maps, cell, "centroid").any()
+
+
+def test_a_centre_between_two_cells_is_the_later_one_and_an_empty_map_has_the_first() -> None:
+    maps = np.zeros((1, 2, 3, 4))
+    maps[0, 0, 1, 1] = maps[0, 0, 2, 2] = 5
+    cell, score = centres_of_mass(maps)
+    assert cell.tolist() == [[2 * 4 + 2, 0]]
+    assert score.tolist() == [[5, 0]]
+    between = np.array([[1 * 4 + 1, 0]])  # where rounding decides, either will do
+    assert not misplaced(maps, between, "centroid").any()
+
+
+def test_a_cell_next_to_the_peak_is_misplaced() -> None:
+    maps = np.random.default_rng(0).random((3, 2, 5, 5), np.float32)
+    for peak, cell in {"argmax": peaks(maps)[0], "centroid": centres_of_mass(maps)[0]}.items():
+        assert not misplaced(maps, cell, peak).any()
+        assert misplaced(maps, (cell + 1) % 25, peak).all()
+        assert misplaced(maps, (cell + 5) % 25, peak).all()
 
 
 def section(learned_for: tuple[int, ...] | None) -> Parts:
