@@ -15,6 +15,8 @@ from analyzers.class_features import check_index_sets
 from analyzers.errors import DataError, ModelError
 from analyzers.evaluate import evaluate
 from analyzers.files import write_atomically
+from analyzers.graph_file import load_graph
+from analyzers.graph_inspect import describe_graph, graph_lines
 from analyzers.manifest import Manifest, Provenance
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
@@ -68,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--report", type=Path, metavar="report.json", help="where the JSON goes (default stdout)")
     command.set_defaults(run=_evaluate)
 
-    command = commands.add_parser("inspect", help="say what a model file is", description=_inspect.__doc__)
-    command.add_argument("model", type=Path, metavar="MODEL.onnx")
-    command.add_argument("--json", action="store_true", help="the manifest as JSON")
+    command = commands.add_parser("inspect", help="say what a model or graph file is", description=_inspect.__doc__)
+    command.add_argument("model", type=Path, metavar="MODEL.onnx|GRAPH.npz")
+    command.add_argument("--json", action="store_true", help="the manifest, or what the graph holds, as JSON")
     command.set_defaults(run=_inspect)
     return parser
 
@@ -153,7 +155,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    """Say what a model file takes, knows and can explain."""
+    """Say what a model file takes, knows and can explain, or what an explanatory graph holds."""
+    if options.model.suffix == ".npz":
+        graph = load_graph(options.model)
+        print(json.dumps(describe_graph(graph), indent=2) if options.json else "\n".join(graph_lines(graph)))
+        return
     session = open_session(_read(options.model))
     manifest = Manifest.from_metadata(session.metadata)
     if options.json:

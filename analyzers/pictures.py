@@ -1,11 +1,12 @@
 """Labelled pictures and their part marks, and the `.npz` packs that hold them.
 
 A pack holds `image` (bytes of the encoded pictures, one after the other), `offsets`, `label`, `names`
-and `split` (0 train, 1 test), and optionally `picture_id` and part marks; `docs/data.md` describes it.
+and `split` (0 train, 1 test), and optionally `picture_id`, `labels` and part marks; `docs/data.md` describes it.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 from collections.abc import Iterator
@@ -53,6 +54,8 @@ class Pictures:
         split: (pictures,) int64 into `SPLITS`.
         group: (pictures,) int64, equal for pictures that must not be on both sides of a split.
         parts: part marks, if there are any.
+        labels: (pictures, classes) bool, every class that a picture has, where pictures may have several; `label` is
+            then its main one.
     """
 
     names: tuple[str, ...]
@@ -61,6 +64,7 @@ class Pictures:
     split: Int64Array
     group: Int64Array
     parts: PartMarks | None = None
+    labels: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -75,6 +79,7 @@ class Pictures:
             split=self.split[rows],
             group=self.group[rows],
             parts=None if parts is None else PartMarks(parts.names, parts.xy[rows], parts.box[rows]),
+            labels=None if self.labels is None else self.labels[rows],
         )
 
     def of_split(self, split: str) -> Pictures:
@@ -95,20 +100,36 @@ class Pictures:
         return self.take(rows)
 
     def relabelled(self, names: tuple[str, ...]) -> Pictures:
-        """Return the same pictures with labels into `names`, matched by name.
+        """Return the same pictures with labels into `names`, matched by name, or posed as one class against the rest.
 
         Raises:
             DataError: the classes are not the same.
         """
         if self.names == names:
             return self
+        if len(names) == 2 and names[1] in self.names and names == _against_rest(names[1]):
+            return self.one_against_rest(names[1])
         if set(self.names) != set(names) or len(self.names) != len(names):
             strange = sorted(set(self.names) ^ set(names))[:5]
             raise DataError(f"the data's classes are not the model's; only one of them has {', '.join(strange)}")
         if len(set(names)) != len(names):
             raise DataError("two classes have the same name, and data and model order them differently; rename one")
         order = np.array([names.index(name) for name in self.names], np.int64)
-        return replace(self, names=names, label=order[self.label])
+        labels = None if self.labels is None else self.labels[:, np.argsort(order)]
+        return replace(self, names=names, label=order[self.label], labels=labels)
+
+    def one_against_rest(self, category: str) -> Pictures:
+        """Return the same pictures with label 1 where they have the category, and 0, "not <category>", where not.
+
+        Raises:
+            DataError: there is no such class.
+        """
+        if category not in self.names:
+            nearest = ", ".join(difflib.get_close_matches(category, self.names, n=5, cutoff=0)) or "none"
+            raise DataError(f"the data has no class '{category}'; the nearest names are {nearest}")
+        number = self.names.index(category)
+        has = self.label == number if self.labels is None else self.labels[:, number]
+        return replace(self, names=_against_rest(category), label=has.astype(np.int64), labels=None)
 
     def decoded(self, height: int, width: int) -> UInt8Array:
         """Decode all pictures to (pictures, height, width, 3) uint8."""
@@ -126,6 +147,8 @@ class Pictures:
         """Return the SHA-256 over the pictures, labels and class names, hexadecimal."""
         digest = hashlib.sha256("\0".join(self.names).encode())
         digest.update(self.label.astype("<i8").tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
         for encoded in self.encoded:
             digest.update(hashlib.sha256(encoded).digest())
         return digest.hexdigest()
@@ -146,6 +169,12 @@ class Pictures:
                 "part_xy": self.parts.xy,
                 "part_box": self.parts.box,
             }
+        if self.labels is not None:
+            arrays["labels"] = self.labels
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         write_atomically(path, buffer.getvalue())
+
+
+def _against_rest(category: str) -> tuple[str, str]:
+    return f"not {category}", category

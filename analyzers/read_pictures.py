@@ -33,6 +33,7 @@ _ARRAYS = {
     "image": ("u", 1, False),
     "offsets": ("iu", 1, False),
     "label": ("iu", 1, True),
+    "labels": ("iub", 2, True),
     "names": ("U", 1, False),
     "split": ("iub", 1, True),
     "picture_id": ("iu", 1, True),
@@ -51,6 +52,9 @@ def _read_pack(path: Path) -> Pictures:
     if len(label) and not 0 <= label.min() <= label.max() < len(names):
         strange = label.min() if label.min() < 0 else label.max()
         raise DataError(f"{path}: labels reach {strange} but there are {len(names)} names")
+    labels = arrays.get("labels")
+    if labels is not None and (labels.shape[1] != len(names) or not np.isin(labels, (0, 1)).all()):
+        raise DataError(f"{path}: labels is {list(labels.shape)}; expected 0 or 1 for each of the {len(names)} names")
     parts = None
     if "part_names" in arrays and "part_xy" in arrays and "part_box" in arrays:
         parts = PartMarks(tuple(map(str, arrays["part_names"])), arrays["part_xy"], arrays["part_box"])
@@ -64,6 +68,7 @@ def _read_pack(path: Path) -> Pictures:
         split=arrays.get("split", np.zeros(len(label))).astype(np.int64),
         group=arrays.get("picture_id", np.arange(len(label))).astype(np.int64),
         parts=parts,
+        labels=None if labels is None else labels.astype(np.bool_),
     )
 
 

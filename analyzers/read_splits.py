@@ -1,4 +1,7 @@
-"""Which photographs belong together, and on which side of a split they go: no photograph is on both."""
+"""Which photographs belong together, and on which side of a split they go: no photograph is on both.
+
+What other people split is looked through once more before anything is learned.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from analyzers.pictures import SPLITS, Int64Array
+from analyzers.errors import DataError
+from analyzers.pictures import SPLITS, Int64Array, Pictures
+from analyzers.pixels import UInt8Array
 
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
@@ -51,6 +56,48 @@ def split_by_group(
     split = np.array([side_of[number] for number in group.tolist()], np.int64)
     stays = np.array([side in (None, now) for side, now in zip(official, split.tolist(), strict=True)], np.bool_)
     return split, stays
+
+
+def refuse_shared(train: Pictures, test: Pictures, train_pixels: UInt8Array, test_pixels: UInt8Array) -> None:
+    """Raise if a picture to be tested on was learned from: its photograph, the same pixels, or their mirror image.
+
+    Mirror images are found where pictures are lossless; what was compressed once more has other pixels.
+
+    Args:
+        train: what is learned from.
+        test: what is tested on.
+        train_pixels: (pictures, 3, height, width), decoded at one size.
+        test_pixels: alike.
+
+    Raises:
+        DataError: naming the first few.
+    """
+    known: dict[bytes, tuple[int, str]] = {}
+    for row, pixels in enumerate(train_pixels):
+        known.setdefault(_digest(pixels[..., ::-1]), (row, "the mirror image of"))
+    for row, pixels in enumerate(train_pixels):
+        known[_digest(pixels)] = (row, "the same as")
+    photographs = {int(group): (row, "of the same photograph as") for row, group in enumerate(train.group)}
+    shared = [
+        f"{_named(test, row)} of test is {how} {_named(train, other)} of train"
+        for row, (pixels, group) in enumerate(zip(test_pixels, test.group.tolist(), strict=True))
+        for other, how in (known.get(_digest(pixels)) or photographs.get(group, (-1, "")),)
+        if other >= 0
+    ]
+    if shared:
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        raise DataError(
+            f"{len(shared)} of {len(test)} test pictures are learned from, so accuracy would say too much:"
+            f" {'; '.join(shared[:3])}{more}; take them out of one of the splits"
+        )
+
+
+def _digest(pixels: UInt8Array) -> bytes:
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+
+
+def _named(pictures: Pictures, row: int) -> str:
+    return f"picture {row} ({pictures.names[pictures.label[row]]})"
 
 
 def _lot(name: str, seed: int) -> float:

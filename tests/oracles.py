@@ -29,6 +29,14 @@ def masked(x: np.ndarray, beta: float = 4.0) -> np.ndarray:
     return result
 
 
+def centroid(x: np.ndarray) -> tuple[int, int]:
+    """The centre of mass of one map, rounded half up; (0, 0) of an empty one. The authors' code counts from 1."""
+    total = max(float(x.sum()), 1e-9)
+    row = sum(i * float(x[i, j]) for i in range(x.shape[0]) for j in range(x.shape[1])) / total
+    column = sum(j * float(x[i, j]) for i in range(x.shape[0]) for j in range(x.shape[1])) / total
+    return int(row + 0.5), int(column + 0.5)
+
+
 def index_sets(f: np.ndarray, label: np.ndarray, weight: np.ndarray, k1: int, k2: int, rule: str) -> list[list[int]]:
     """I_c of arXiv 2112.07719: the k2 features that are most often among a picture's k1 strongest.
 
@@ -91,6 +99,59 @@ def mutual_information_loss(x: np.ndarray, tau: float = 1.0, beta: float = 4.0) 
     )
 
 
+def mutual_information_gradient(x: np.ndarray, *, z_constant: bool, beta: float = 4.0) -> np.ndarray:
+    """d(-MI)/dx of one filter's maps (batch, n, n), with the leading minus that the printed Eq. (4) lacks.
+
+    Z held constant: -sum_t p(T_t) p(x_b|T_t) log(p(x_b|T_t) / p(x_b)) T_t. Z differentiated: the logarithm less KL_t.
+    """
+    n = x.shape[1]
+    templates = [part_template(n, (i, j), beta) for i in range(n) for j in range(n)] + [-np.ones((n, n))]
+    score = np.array([[float((picture * template).sum()) for template in templates] for picture in x])
+    p_x_given_t = np.exp(score) / np.exp(score).sum(0, keepdims=True)
+    p_x = p_x_given_t.mean(1)
+    gradient = np.zeros_like(x)
+    for t, template in enumerate(templates):
+        ratio = [np.log(p_x_given_t[b, t] / p_x[b]) for b in range(len(x))]
+        divergence = 0.0 if z_constant else sum(p_x_given_t[b, t] * ratio[b] for b in range(len(x)))
+        for b in range(len(x)):
+            gradient[b] -= p_x_given_t[b, t] / len(templates) * (ratio[b] - divergence) * template
+    return gradient
+
+
+def code_filter_gradient(
+    x: np.ndarray, label: np.ndarray, category: np.ndarray, scale: np.ndarray, share: np.ndarray, beta: float = 4.0
+) -> np.ndarray:
+    """The filter loss's gradient to x as in the authors' released code, a = 0.5, in our units and clamped at 0.
+
+    Own pictures get -0.5/share w_b m, others +0.5/(1 - share) z_b, both over batch x filters x scale; w_b is
+    exp(s_b/a) (s_b/a - log Z + 1) with mean 1 over own pictures, where the template of another picture and filter
+    estimates Z; z_b likewise from minus the mean of the map.
+    """
+    count, filters, n, _ = x.shape
+    a, gradient = 0.5, np.zeros_like(x)
+    template = np.zeros_like(x)
+    for b in range(count):
+        for k in range(filters):
+            template[b, k] = part_template(n, np.unravel_index(np.argmax(x[b, k]), (n, n)), beta)
+    for k in range(filters):
+        scaled = x[:, k] / scale[k]
+        s = [float((scaled[b] * template[b, k]).mean()) / a for b in range(count)]
+        other = [float((scaled[b] * template[count - 1 - b, filters - 1 - k]).mean()) / a for b in range(count)]
+        u = [-float(scaled[b].mean()) / a for b in range(count)]
+        log_z, log_z_minus = np.log(np.mean(np.exp(other))), np.log(np.mean(np.exp(u)))
+        own = [b for b in range(count) if label[b] == category[k]]
+        rest = [b for b in range(count) if label[b] != category[k]]
+        w = {b: max(np.exp(s[b]) * (s[b] - log_z + 1), 0) for b in own}
+        z = {b: max(np.exp(u[b]) * (u[b] - log_z_minus + 1), 0) for b in rest}
+        for b in own:
+            weight = w[b] / (sum(w.values()) / len(own))
+            gradient[b, k] = -0.5 / share[category[k]] * weight * template[b, k] / (count * filters * scale[k])
+        for b in rest:
+            weight = z[b] / (sum(z.values()) / len(rest))
+            gradient[b, k] = 0.5 / (1 - share[category[k]]) * weight / (count * filters * scale[k])
+    return gradient
+
+
 def entropy_form(x: np.ndarray, tau: float = 1.0, beta: float = 4.0) -> float:
     """Eq. (7) with the minus sign that the printed one lacks: -H(T) + H(T' | X) + sum_x p(T+, x) H(T+ | X = x)."""
     n = x.shape[1]
@@ -103,6 +164,30 @@ def entropy_form(x: np.ndarray, tau: float = 1.0, beta: float = 4.0) -> float:
     sign_given_x = -(positive * np.log(positive / p_x) + joint[:, -1] * np.log(joint[:, -1] / p_x)).sum()
     share = joint[:, :-1] / positive[:, None]
     return -entropy_of_templates + sign_given_x - (positive * (share * np.log(share)).sum(1)).sum()
+
+
+# Yes or no for each class.
+
+
+def logistic_loss(z: np.ndarray, member: np.ndarray) -> float:
+    """Mean over pictures of sum_c log(1 + exp(-y_c z_c)), y_c = +1 where the picture has class c and -1 elsewhere."""
+    total = 0.0
+    for b in range(len(z)):
+        for c in range(z.shape[1]):
+            y = 1 if member[b, c] else -1
+            total += np.log(1 + np.exp(-y * float(z[b, c])))
+    return total / len(z)
+
+
+def average_precision(score: np.ndarray, truth: np.ndarray) -> float:
+    """Sum over thresholds, from the highest score down, of the gain in recall times the precision there."""
+    total = recall = 0.0
+    for threshold in sorted(set(score.tolist()), reverse=True):
+        chosen = [bool(truth[i]) for i in range(len(score)) if score[i] >= threshold]
+        now = sum(chosen) / truth.sum()
+        total += (now - recall) * sum(chosen) / len(chosen)
+        recall = now
+    return float(total)
 
 
 # Measures of where filters look, arXiv 1710.00935 section 5.2, and their companions.

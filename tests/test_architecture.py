@@ -13,7 +13,10 @@ import server
 import training
 from tests.conftest import ROOT
 
-OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime", "progress", "figure"}
+OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime", "progress", "figure"} | {
+    "conv_maps",
+    "fingerprint",
+}
 KERNEL = sorted({m.name for m in pkgutil.iter_modules(analyzers.__path__)} - OFFLINE)
 CLIENT = ("client", "command", "convert")
 

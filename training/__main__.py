@@ -21,18 +21,20 @@ from analyzers.files import write_atomically
 from analyzers.manifest import Provenance
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
-from analyzers.plain import Layer
 from analyzers.prove import prove
 from analyzers.read_pictures import read_pictures
-from training import checkpoint
+from analyzers.read_splits import refuse_shared
+from training import checkpoint, graph_command
 from training.backbones import BACKBONES, load_backbone, split_checkpoint
 from training.creatures import creatures
 from training.data import Batches, load
-from training.export import MAP, compare, export
+from training.export import compare, export, reported_layer
 from training.job import Job, JobError, describe, read_job
 from training.loop import History, learn
 from training.network import IMAGENET_MEAN, IMAGENET_STD, Network
+from training.tasks import activation, label_figures, posed
 from training.watch import watching
+from training.weights import read_weights
 
 PROGRAM = "pellucid-train"
 PROOF_PICTURES = 32
@@ -48,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pellucid").setLevel(logging.INFO)  # not the exporters' own chatter
     going_on = "the same command with --resume goes on after the last whole epoch"
-    told = {"interrupted": going_on} if options.run is _run else {}
-    return cli.run(PROGRAM, lambda: options.run(options), **told)
+    told = {_run: {"interrupted": going_on}, graph_command.run: {"interrupted": graph_command.GOING_ON}}
+    return cli.run(PROGRAM, lambda: options.run(options), **told.get(options.run, {}))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("job", type=Path, metavar="JOB.toml")
     command.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
     command.set_defaults(run=_run)
+
+    command = commands.add_parser(
+        "graph", help="learn an explanatory graph of any ONNX network", description=graph_command.run.__doc__
+    )
+    graph_command.add_arguments(command)
+    command.set_defaults(run=graph_command.run)
 
     command = commands.add_parser(
         "export", help="export a checkpoint as a plain ONNX file", description=_export.__doc__
@@ -94,22 +102,20 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     """Learn an interpretable CNN, decompose its final layer, export, explain, prove and measure it."""
     job = read_job(options.job, options.overrides)
-    pictures = load(job.data, job.train.seed)
+    pictures = posed(load(job.data, job.train.seed), job)
     train, test = pictures.of_split("train"), pictures.of_split("test")
     size = job.data.size
     tested = Batches(test, size)
+    learned_from = Batches(train, size)
+    refuse_shared(train, test, learned_from.pixels.numpy(), tested.pixels.numpy())
     with watching(job, tested) as watch:
         network, selection, history = learn(
-            job, Batches(train, size), tested, len(pictures.names), resume=options.resume, watch=watch
+            job, learned_from, tested, len(pictures.names), resume=options.resume, watch=watch
         )
-    plain = export(network, pictures.names, size)
+    plain = export(network, pictures.names, size, activation(job))
     images = _proof_pictures(test, size)
     torch_gap = compare(network, plain, images)
-    layer = Layer(
-        tensor=MAP,
-        interpretable=network.parts is not None and network.parts.masked,
-        learned_for=None if network.parts is None else tuple(network.parts.state.learned_for.tolist()),
-    )
+    layer = reported_layer(network)
     described = "drawn creatures" if job.data.path is None else job.data.path.name
     explained = attach(
         plain,
@@ -126,6 +132,8 @@ def _run(options: argparse.Namespace) -> None:
     model = explained.SerializeToString(deterministic=True)
     report = evaluate(model, pictures)
     report["proof"] = {"logits_gap_torch": torch_gap, "completeness_gap": proof.completeness_gap}
+    if (figures := label_figures(network, tested, job)) is not None:
+        report["labels"] = figures
     report["training"] = _training_report(job, history)
     write_atomically(job.folder / "weights.safetensors", save(network.state_dict()))
     write_atomically(job.folder / "model.onnx", model)
@@ -162,7 +170,7 @@ def _export(options: argparse.Namespace) -> None:
     pictures = None if options.data is None else read_pictures(options.data)
     names = cli.read_names(options.names) if options.names or pictures is None else pictures.names
     size = options.size or _picture_size(pictures)
-    backbone, head = split_checkpoint(_load_weights(options.weights))
+    backbone, head = split_checkpoint(read_weights(options.weights))
     network = Network(BACKBONES[options.backbone](), len(names), size=size, mean=options.mean, std=options.std)
     try:
         if head and "weight" not in head:
@@ -191,24 +199,6 @@ def _picture_size(pictures: Pictures | None) -> int:
     from PIL import Image
 
     return Image.open(BytesIO(pictures.encoded[0])).width
-
-
-def _load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file or a weights-only checkpoint."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}") from None
-    except Exception as error:  # safetensors and torch raise unrelated classes
-        raise DataError(f"{path} is not a readable checkpoint: {str(error)[:200]}") from None
-    tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise DataError(f"{path} holds no state dict of tensors")
-    return tensors
 
 
 def _creatures(options: argparse.Namespace) -> None:

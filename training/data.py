@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,12 +28,13 @@ class Batches:
 
     Attributes:
         pixels: (pictures, 3, size, size) uint8.
-        label: (pictures,) int64.
+        label: (pictures,) int64; where pictures may have several labels, (pictures, classes) int64 of 0 and 1.
     """
 
     def __init__(self, pictures: Pictures, size: int) -> None:
         self.pixels = torch.from_numpy(pictures.decoded(size, size)).permute(0, 3, 1, 2).contiguous()
-        self.label = torch.from_numpy(pictures.label)
+        several = pictures.labels
+        self.label = torch.from_numpy(pictures.label if several is None else several.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.label)

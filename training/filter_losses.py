@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from analyzers.parts import part_template
+from training.templates import PartTemplates
 
 _DECAY = 0.95
 _TINY = 1e-6
@@ -29,7 +29,7 @@ class FilterState(nn.Module):
     """What the filter losses remember of a layer; saved with it.
 
     Attributes:
-        templates: (cells^2, cells^2), row mu holds the template of peak mu, peak 1.
+        templates: the layer's part templates.
         scale: (filters,) running mean of the peak activation.
         response: (filters, classes) running mean of the scaled peak on pictures of each class.
         class_share: (classes,) share of pictures with each class.
@@ -38,15 +38,14 @@ class FilterState(nn.Module):
         classify: logits of given maps; `gates` needs it for its second pass through the head.
     """
 
-    templates: Tensor
     scale: Tensor
     response: Tensor
     class_share: Tensor
     category: Tensor
 
-    def __init__(self, filters: int, cells: int, classes: int, beta: float = 4.0) -> None:
+    def __init__(self, filters: int, templates: PartTemplates, classes: int) -> None:
         super().__init__()
-        self.register_buffer("templates", torch.from_numpy(part_template(cells, beta)), persistent=False)
+        self.templates = templates
         self.register_buffer("scale", torch.ones(filters))
         self.register_buffer("response", torch.zeros(filters, classes))
         self.register_buffer("class_share", torch.full((classes,), 1 / max(classes, 2)))
@@ -84,7 +83,7 @@ class FilterState(nn.Module):
 
     @torch.no_grad()
     def observe(self, features: Tensor, labels: Tensor) -> None:
-        """Update the running scales and class responses from a batch of maps."""
+        """Update the running scales, class responses and templates from a batch of maps."""
         peak = features.flatten(2).amax(2).to(self.scale.dtype)
         self.scale.lerp_(peak.mean(0), 1 - _DECAY)
         member = self.member(labels)
@@ -92,6 +91,7 @@ class FilterState(nn.Module):
         mean = (peak / self.scale.clamp(min=_TINY)).T @ member / count.clamp(min=1)
         seen = count > 0
         self.response[:, seen] = torch.lerp(self.response[:, seen], mean[:, seen], 1 - _DECAY)
+        self.templates.adapt(features, self.own(labels))
 
     def scaled(self, features: Tensor) -> Tensor:
         """Return the maps with unit peaks on average, flattened: (batch, filters, cells^2)."""
@@ -127,7 +127,7 @@ class FilterLoss(Protocol):
 def plain(features: Tensor, logits: Tensor, labels: Tensor, state: FilterState) -> tuple[Tensor, FilterState]:
     """Pull activation to the peak's template on own pictures, down everywhere on others: `code` with weights of 1."""
     x = state.scaled(features)
-    attracted = (x * F.embedding(x.argmax(2), state.templates)).sum(2)
+    attracted = (x * state.templates(state.templates.centres(features))).sum(2)
     positive, negative = state.balance()
     return torch.where(state.own(labels), -positive * attracted, negative * x.sum(2)).mean(), state
 
@@ -139,7 +139,7 @@ def code(features: Tensor, logits: Tensor, labels: Tensor, state: FilterState) -
     """
     temperature = 0.5
     x = state.scaled(features)
-    template = F.embedding(x.argmax(2), state.templates)
+    template = state.templates(state.templates.centres(features))
     attracted, everywhere = (x * template).sum(2), x.sum(2)
     own = state.own(labels)
     with torch.no_grad():
@@ -165,20 +165,28 @@ def _shares(q: Tensor, log_z: Tensor, chosen: Tensor) -> Tensor:
     return weight / (weight.sum(0) / chosen.sum(0).clamp(min=1)).clamp(min=_TINY)
 
 
-def _joint(features: Tensor, state: FilterState) -> tuple[Tensor, Tensor]:
-    """Return S_bt = <x_b, T_t> and log p(x_b | T_t) / uniform, (batch, filters, cells^2 + 1); the last t is T-."""
+def _scores(features: Tensor, state: FilterState) -> Tensor:
+    """Return S_bt = <x_b, T_t>, (batch, filters, cells^2 + 1); the last t is T-."""
     x = state.scaled(features)
-    scores = torch.cat([x @ state.templates.T, -x.sum(2, keepdim=True)], 2)
-    return scores, scores - _log_mean_exp(scores)
+    return torch.cat([state.templates.scores(x), -x.sum(2, keepdim=True)], 2)
+
+
+def mutual_information(scores: Tensor) -> Tensor:
+    """Return MI(X; T) of each filter in nats, (filters,), from S_bt, (batch, filters, templates)."""
+    ratio = scores - _log_mean_exp(scores)  # log p(x_b | T_t) / uniform
+    count, templates = ratio.shape[0], ratio.shape[2]
+    log_p = torch.logsumexp(ratio, 2, keepdim=True) - math.log(templates)
+    return (torch.exp(ratio) * (ratio - log_p)).sum((0, 2)) / (count * templates)
 
 
 def paper(features: Tensor, logits: Tensor, labels: Tensor, state: FilterState) -> tuple[Tensor, FilterState]:
     """Follow Eq. (4) with the sign that the printed one lacks: one template per picture, chosen by its class."""
-    scores, ratio = _joint(features, state)
+    scores = _scores(features, state)
     templates = scores.shape[2]
-    peak = features.flatten(2).argmax(2)
+    peak = state.templates.centres(features)
     chosen = torch.where(state.own(labels), peak, templates - 1)[:, :, None]
     with torch.no_grad():
+        ratio = scores - _log_mean_exp(scores)
         log_p = torch.logsumexp(ratio, 2) - math.log(templates)
         fit = ratio.gather(2, chosen)[:, :, 0]
         weight = torch.exp(fit) * (fit - log_p).clamp(min=0) / templates
@@ -187,11 +195,7 @@ def paper(features: Tensor, logits: Tensor, labels: Tensor, state: FilterState) 
 
 def mi(features: Tensor, logits: Tensor, labels: Tensor, state: FilterState) -> tuple[Tensor, FilterState]:
     """Maximise the mutual information of maps and templates exactly, section 3's -MI(X; T); knows no classes."""
-    _, ratio = _joint(features, state)
-    count, templates = ratio.shape[0], ratio.shape[2]
-    log_p = torch.logsumexp(ratio, 2, keepdim=True) - math.log(templates)
-    information = (torch.exp(ratio) * (ratio - log_p)).sum((0, 2)) / (count * templates)
-    return -information.mean(), state
+    return -mutual_information(_scores(features, state)).mean(), state
 
 
 def gates(features: Tensor, logits: Tensor, labels: Tensor, state: FilterState) -> tuple[Tensor, FilterState]:

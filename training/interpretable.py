@@ -8,26 +8,24 @@
         loss = loss + weight * plain(maps, logits, labels, layer.state)[0]
 
 Nothing is asked of the network but that the layer gives maps, so networks of torchvision and timm go in as they are.
-Templates have peak 1, as in `training.parts`.
+A mask leaves little of a map; `keep_means` gives what follows it maps of the mean that they had.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from analyzers.errors import PellucidError
-from analyzers.parts import part_template
+from analyzers.manifest import Peak
 from training.filter_losses import FilterState
-
-Peak = Literal["argmax", "centroid"]
+from training.templates import Beta, PartTemplates
 
 LONGEST_SIDE = 64  # the table of templates holds rows^2 columns^2 numbers
 
@@ -36,31 +34,30 @@ class LayerError(PellucidError):
     """A layer cannot be made interpretable."""
 
 
-def part_templates(rows: int, columns: int, beta: float = 4.0) -> Tensor:
-    """Return the part templates of a map as a table (rows columns, rows columns), row mu centred on cell mu.
-
-    The paper's n is the side of a square map; here it is the side of the square of equal area.
-    """
-    side = max(rows, columns)
-    square = torch.from_numpy(part_template(side, beta * (side / math.sqrt(rows * columns))))
-    inside = torch.arange(side * side).reshape(side, side)[:rows, :columns].flatten()
-    return square[inside][:, inside]
-
-
 class InterpretableLayer(nn.Module):
     """A layer of a network whose filters are each masked by a part template round their own peak.
 
     Attributes:
         conv: the convolution that the paper adds between the layer and its mask, or None.
-        state: running figures of the filters, for the filter losses.
+        state: running figures of the filters, for the filter losses, and their templates.
+        gain: (filters,) factors of the masked maps; 1 until `keep_means` finds them.
+        masked: whether the mask is on; without it this is an ordinary layer whose maps are recorded.
         source: the layer as it was.
         recorder: takes the map before the mask while `recorded_maps` is at work.
     """
 
-    table: Tensor
+    gain: Tensor
 
     def __init__(
-        self, source: nn.Module, output: Tensor, classes: int, filters: int | None, beta: float, peak: Peak
+        self,
+        source: nn.Module,
+        output: Tensor,
+        classes: int,
+        filters: int | None,
+        beta: Beta,
+        peak: Peak,
+        *,
+        masked: bool = True,
     ) -> None:
         super().__init__()
         inputs, self.rows, self.columns = output.shape[1:]
@@ -69,13 +66,11 @@ class InterpretableLayer(nn.Module):
             self.conv = nn.Conv2d(inputs, filters, 3, 1, 1, device=output.device, dtype=output.dtype)
             nn.init.normal_(self.conv.weight, std=0.01)
             nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type] # it has one
-        templates = part_templates(self.rows, self.columns, beta)
-        self.state = FilterState(inputs if filters is None else filters, 1, classes)
-        self.state.templates = templates
+        count = inputs if filters is None else filters
+        self.state = FilterState(count, PartTemplates(self.rows, self.columns, count, beta, peak), classes)
         self.state.to(output.device)
-        # For maps >= 0, max(x T, 0) = x max(T, 0): clamping the table saves an operation.
-        self.register_buffer("table", templates.clamp(min=0).to(output.device, output.dtype), persistent=False)
-        self.peak = peak
+        self.register_buffer("gain", torch.ones(count, device=output.device, dtype=output.dtype))
+        self.masked = masked
         self.recorder: dict[InterpretableLayer, Tensor] | None = None
         self.train(source.training)
         self.source = source
@@ -91,17 +86,11 @@ class InterpretableLayer(nn.Module):
             )
         if self.recorder is not None:
             self.recorder[self] = x
-        return x * F.embedding(self._centre(x.detach()), self.table).reshape(x.shape)
+        return self.mask(x) * self.gain.to(x.dtype)[:, None, None] if self.masked else x
 
-    def _centre(self, x: Tensor) -> Tensor:
-        """Return the cell that each template is centred on, (batch, filters)."""
-        if self.peak == "argmax":
-            return x.flatten(2).argmax(2)
-        total = x.sum((2, 3)).clamp(min=1e-9)
-        row = (x.sum(3) * torch.arange(self.rows, device=x.device)).sum(2) / total
-        column = (x.sum(2) * torch.arange(self.columns, device=x.device)).sum(2) / total
-        row, column = ((centre + 0.5).floor().long() for centre in (row, column))  # halves go up, as in MATLAB
-        return row.clamp(0, self.rows - 1) * self.columns + column.clamp(0, self.columns - 1)
+    def mask(self, x: Tensor) -> Tensor:
+        """Keep of each map what lies under its template, without the gain."""
+        return self.state.templates.mask(x)
 
 
 def make_interpretable(
@@ -111,8 +100,9 @@ def make_interpretable(
     classes: int,
     example: Tensor,
     filters: int | None = None,
-    beta: float = 4.0,
+    beta: Beta = 4.0,
     peak: Peak = "argmax",
+    masked: bool = True,
 ) -> nn.Module:
     """Put a part mask behind a layer, in place; call it once for each layer, or twice for two masks in a row.
 
@@ -126,9 +116,11 @@ def make_interpretable(
         example: pictures that the network takes; they fix the size of the maps.
         filters: adds a 3x3 convolution and ReLU of that many filters before the mask, as the paper does; None masks
             the layer's own output, behind a ReLU.
-        beta: steepness of the templates; 0 lets everything pass.
+        beta: steepness of the templates, whose radius is side / beta; 0 lets everything pass. With "per-filter" each
+            filter's follows the spread of its maps, as in the authors' code.
         peak: what a template is centred on: the map's highest cell, as in the paper, or its centre of mass, as in the
             authors' code.
+        masked: False for the ordinary network to compare with, of the same tensors.
 
     Returns:
         The model.
@@ -138,7 +130,7 @@ def make_interpretable(
     """
     source = _find(model, layer)
     output = _probe(model, source, layer, example)
-    made = InterpretableLayer(source, output, classes, filters, beta, peak)
+    made = InterpretableLayer(source, output, classes, filters, beta, peak, masked=masked)
     model.set_submodule(layer, made)
     try:
         with _evaluating(model):
@@ -204,6 +196,30 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def interpretable_layers(model: nn.Module) -> dict[str, InterpretableLayer]:
     """Return a network's interpretable layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, InterpretableLayer)}
+
+
+def keep_means(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the gains of a network's interpretable layers so that each masked filter has the mean of its whole map.
+
+    A template leaves the activation near the peak only, up to twenty times less than there was, and what follows was
+    made for all of it: call this once, on some pictures, before a trained network learns on, or one without batch
+    normalisation begins to learn. Filters that are silent on these pictures keep a gain of 1.
+
+    Args:
+        model: the network.
+        batches: pictures (batch, 3, h, w); gone through once a layer, for a layer sees the gains of those before.
+    """
+    images = list(batches)
+    with _evaluating(model), recorded_maps(model) as first:
+        model(images[0])
+    for layer in [layer for layer in first if layer.masked]:  # in the order in which they run
+        whole, left = torch.zeros_like(layer.gain), torch.zeros_like(layer.gain)
+        with _evaluating(model), recorded_maps(model) as maps:
+            for batch in images:
+                model(batch)
+                whole += maps[layer].mean((0, 2, 3))
+                left += layer.mask(maps[layer]).mean((0, 2, 3))
+        layer.gain.copy_(torch.where(left > 0, whole / left.clamp(min=torch.finfo(left.dtype).tiny), 1.0))
 
 
 @contextmanager

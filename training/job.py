@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from analyzers.class_features import Rule
 from analyzers.errors import PellucidError
-from analyzers.manifest import Triple
+from analyzers.manifest import Peak, Triple
 from training.backbones import BACKBONES
 from training.network import IMAGENET_MEAN, IMAGENET_STD
 
@@ -33,15 +33,28 @@ class Data(_Section):
     path: Path | None = Field(None, description="pack or folder; the drawn creatures where left out")
     size: Count = Field(64, description="height and width in pixels that pictures are brought to")
     creatures: Count = Field(5000, description="how many creatures to draw; a quarter is the test split")
+    category: str | None = Field(None, description="learn this class against the rest; all classes where left out")
 
 
 class Model(_Section):
     """What to learn."""
 
     backbone: str = Field("small", description=f"one of {', '.join(BACKBONES)}")
+    weights: Path | None = Field(
+        None, description="the backbone's weights, safetensors or .pth; give the mean and std that it learned with"
+    )
     filters: Annotated[int, Field(ge=0)] = Field(64, description="filters of the last conv layer; 0 adds none")
-    interpretable: bool = Field(True, description="mask these filters by part templates; false for an ordinary layer")
-    beta: Annotated[float, Field(gt=0)] = Field(4.0, description="steepness of the part templates")
+    interpretable_layers: tuple[str, ...] = Field(
+        (), description="layers of the backbone that are masked as well, by name: layer3,layer4"
+    )
+    interpretable: bool = Field(True, description="mask these filters by part templates; false for an ordinary network")
+    peak: Peak = Field(
+        "argmax", description="what a template is centred on: the highest cell, or centroid, the centre of mass"
+    )
+    beta: Annotated[float, Field(gt=0)] | Literal["per-filter"] = Field(
+        4.0,
+        description="steepness of the part templates, of radius side / beta cells; per-filter: after each map's spread",
+    )
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
@@ -52,6 +65,18 @@ class Model(_Section):
             raise ValueError(f"there is no backbone '{name}'; there are {', '.join(BACKBONES)}")
         return name
 
+    @field_validator("interpretable_layers", mode="before")
+    @classmethod
+    def _listed(cls, names: object) -> object:
+        return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+
+    @field_validator("interpretable_layers")
+    @classmethod
+    def _different(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("a layer is named twice; name each once")
+        return names
+
 
 class Train(_Section):
     """How to learn."""
@@ -60,6 +85,10 @@ class Train(_Section):
     batch_size: Count = 64
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak of the one-cycle schedule")
     weight_decay: Annotated[float, Field(ge=0)] = 5e-2
+    loss: Literal["softmax", "logistic"] = Field(
+        "softmax",
+        description="softmax for one class a picture; logistic: yes or no for each, as where pictures have several",
+    )
     filter_loss: Literal["plain", "code", "paper", "mi", "gates", "groups"] = "plain"
     filter_weight: Annotated[float, Field(ge=0)] = Field(0.05, description="lambda of the filter loss; 0 for none")
     filter_schedule: Literal["decay", "constant", "ramp"] = Field(
@@ -108,6 +137,16 @@ class Job(_Section):
     train: Train = Train()
     head: Head = Head()
 
+    @model_validator(mode="after")
+    def _fitting(self) -> Job:
+        if self.data.category is not None and self.train.loss == "logistic":
+            raise ValueError("data.category has the logistic loss as it is; leave train.loss out")
+        if self.train.filter_loss == "gates" and self.model.interpretable_layers:
+            raise ValueError(
+                "train.filter_loss 'gates' works on the last layer alone; leave model.interpretable_layers out"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """Where the results go."""
@@ -130,8 +169,13 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     try:
         return Job.model_validate(document)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:5])
+        wrong = "; ".join(": ".join(filter(None, (_place(p["loc"]), p["msg"]))) for p in error.errors()[:5])
         raise JobError(f"{path}: {wrong}") from None
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Return the key that an error is about, without the kinds of value that were tried."""
+    return ".".join(str(part) for part in location if not str(part).startswith(("constrained-", "literal[")))
 
 
 def _override(document: dict[str, Any], overrides: list[str]) -> None:

@@ -7,38 +7,30 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from analyzers.attach import Selection
 from analyzers.class_features import Histogram
-from analyzers.errors import PellucidError
 from analyzers.progress import track
 from training import checkpoint
-from training.backbones import BACKBONES
 from training.data import Batches
-from training.filter_losses import FILTER_LOSSES
+from training.filter_losses import FILTER_LOSSES, FilterState
 from training.job import Job
 from training.network import Network
+from training.start import TrainingError, begin, build
+from training.tasks import accuracy, classification_loss, member
 
 log = logging.getLogger("pellucid.training")
 
 _CHOICES = ("head.mask", "state.category")  # buffers that say yes or no, or which class
 
 Watcher = Callable[[dict[str, float], Network], None]
-
-
-class TrainingError(PellucidError):
-    """Learning cannot go on."""
 
 
 @dataclass(slots=True)
@@ -64,21 +56,6 @@ class Stage:
     learning_rate: float
 
 
-def build(job: Job, classes: int) -> Network:
-    """Build the job's network with freshly drawn weights."""
-    model = job.model
-    return Network(
-        BACKBONES[model.backbone](),
-        classes,
-        size=job.data.size,
-        filters=model.filters,
-        beta=model.beta,
-        masked=model.interpretable,
-        mean=model.mean,
-        std=model.std,
-    )
-
-
 def learn(
     job: Job,
     train: Batches,
@@ -99,15 +76,16 @@ def learn(
         watch: called after every epoch with its record and the network.
 
     Raises:
-        TrainingError: the loss is not finite; the last epoch's checkpoint is kept.
+        TrainingError: learning cannot begin, or the loss is not finite; the last epoch's checkpoint is kept.
         CheckpointError: there is one, but not of this job.
     """
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
     torch.manual_seed(job.train.seed)
-    learner = Learner(job, build(job, classes), train, test, watch)
-    if not (resume and learner.restore()) and job.train.start is not None:
-        start_from(learner.network, job.train.start, train, job.train.batch_size)
+    goes_on = resume and (job.folder / checkpoint.FILE).exists()
+    learner = Learner(job, build(job, classes, pretrained=not goes_on), train, test, watch)
+    if not (goes_on and learner.restore()):
+        begin(learner.network, job, train)
     learner.fit(Stage("learning", 0, job.train.epochs, job.train.learning_rate))
     network = learner.network
     selection = learner.selection or class_features(network, job, train)
@@ -187,11 +165,11 @@ class Learner:
 
     def _share_out_filters(self) -> None:
         """Hold filters to classes, an equal number to each, once something is known of them."""
-        parts = self.network.parts
-        if parts is None or self.job.train.filter_classes != "balanced":
+        if self.job.train.filter_classes != "balanced":
             return
-        if parts.state.response.any() and (parts.state.category < 0).any():
-            parts.state.share_out()
+        for state in self.network.states:
+            if state.response.any() and (state.category < 0).any():
+                state.share_out()
 
     def use_average(self) -> None:
         """Put the averaged weights, where they are kept, into the network; choices are not averaged."""
@@ -211,9 +189,9 @@ class Learner:
             images = images.to(accelerator.device, memory_format=torch.channels_last)
             label = label.to(accelerator.device)
             with accelerator.autocast():
-                logits, maps = network(images)
-            loss = F.cross_entropy(logits.float(), label)
-            filter_loss = _filter_loss(network, self.job, maps.float(), logits.float(), label)
+                logits, maps = network.with_all_maps(images)
+            loss = classification_loss(logits.float(), label, self.job.train.loss)
+            filter_loss = _filter_loss(maps, self.job, logits.float(), label)
             combined = loss + weight * filter_loss
             if not math.isfinite(combined.item()):
                 kept = "" if number == 1 else f" the checkpoint of epoch {number - 1} is kept;"
@@ -225,8 +203,8 @@ class Learner:
             accelerator.backward(combined)
             optimiser.step()
             schedule.step()
-            if network.parts is not None:
-                network.parts.state.normalise_gates()
+            for state in network.states:
+                state.normalise_gates()
             if self.average is not None:
                 self.average.update_parameters(network)
             total += loss.item()
@@ -261,18 +239,10 @@ def class_features(network: Network, job: Job, train: Batches) -> Selection:
     device = network.mean.device
     with torch.no_grad():
         for images, label in train.ordered(job.train.batch_size):
-            histogram.add(network.pooled(network.map(images.to(device))).cpu().numpy(), label.numpy())
+            pooled = network.pooled(network.map(images.to(device))).cpu()
+            rows, own = member(label, len(head.bias)).nonzero(as_tuple=True)  # a picture counts for each of its classes
+            histogram.add(pooled[rows].numpy(), own.numpy())
     return Selection(histogram.index_sets(min(job.head.k2, head.weight.shape[1])), histogram.k1, job.head.rule)
-
-
-def accuracy(network: Network, batches: Batches, batch_size: int) -> float:
-    """Return the share of pictures whose best class is the right one."""
-    network.eval()
-    device, hits = network.mean.device, 0
-    with torch.no_grad():
-        for images, label in batches.ordered(batch_size):
-            hits += int((network(images.to(device))[0].argmax(1).cpu() == label).sum())
-    return hits / len(batches)
 
 
 def _laid_out(network: Network, memory_format: torch.memory_format) -> Network:
@@ -281,12 +251,11 @@ def _laid_out(network: Network, memory_format: torch.memory_format) -> Network:
 
 def _prepare(network: Network, job: Job, train: Batches) -> None:
     """Tell the filter losses the class shares and, where gates are learned, how to classify gated maps."""
-    if network.parts is None:
-        return
-    state = network.parts.state
-    state.class_share.copy_(torch.bincount(train.label, minlength=network.head.out_features) / len(train))
-    state.gate.requires_grad_(job.train.filter_loss == "gates")
-    state.classify = lambda maps: network.head(network.pooled(maps))
+    share = member(train.label, network.head.out_features).double().mean(0)
+    for state in network.states:
+        state.class_share.copy_(share)
+        state.gate.requires_grad_(job.train.filter_loss == "gates")
+        state.classify = lambda maps: network.head(network.pooled(maps))
 
 
 def filter_weight(job: Job, epoch: int) -> float:
@@ -295,36 +264,11 @@ def filter_weight(job: Job, epoch: int) -> float:
     return job.train.filter_weight * factor[job.train.filter_schedule]
 
 
-def start_from(network: Network, path: Path, train: Batches, batch_size: int) -> None:
-    """Load the weights of an earlier run; where a mask is new, rescale the head so that logits keep their size.
-
-    Raises:
-        TrainingError: the file is not there, or holds another network.
-    """
-    try:
-        network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise TrainingError(f"cannot start from {path}: {' '.join(str(error).split())[:300]}") from None
-    parts = network.parts
-    if parts is None or not parts.masked:
-        return
-    network.eval()
-    device = network.mean.device
-    plain, masked = torch.zeros_like(parts.state.scale), torch.zeros_like(parts.state.scale)
-    with torch.no_grad():
-        for images, _ in islice(train.ordered(batch_size), 20):
-            maps = network.map(images.to(device))
-            plain += maps.mean((0, 2, 3))
-            masked += parts.mask(maps).mean((0, 2, 3)) * parts.gain
-        network.head.weight *= plain / masked.clamp(min=1e-9)
-
-
-def _filter_loss(network: Network, job: Job, maps: Tensor, logits: Tensor, label: Tensor) -> Tensor:
-    if network.parts is None:
-        return logits.new_zeros(())
-    state = network.parts.state
-    state.observe(maps.detach(), label)
-    if not job.train.filter_weight:
-        return logits.new_zeros(())
-    loss, _ = FILTER_LOSSES[job.train.filter_loss](maps, logits, label, state)
-    return loss
+def _filter_loss(maps: list[tuple[FilterState, Tensor]], job: Job, logits: Tensor, label: Tensor) -> Tensor:
+    """Return the sum over interpretable layers, and keep their running figures."""
+    total = logits.new_zeros(())
+    for state, features in maps:
+        state.observe(features.detach().float(), label)
+        if job.train.filter_weight:
+            total = total + FILTER_LOSSES[job.train.filter_loss](features.float(), logits, label, state)[0]
+    return total

@@ -20,10 +20,11 @@ from training.interpretable import (
     LayerError,
     WithMaps,
     interpretable_layers,
+    keep_means,
     make_interpretable,
-    part_templates,
     recorded_maps,
 )
+from training.templates import part_templates
 
 CLASSES = 3
 
@@ -225,6 +226,58 @@ def test_two_masks_in_a_row_have_the_paper_s_new_convolution_between_them() -> N
     outer, inner = layers.values()
     first = torch.from_numpy(masked(maps[inner].numpy()))
     torch.testing.assert_close(maps[outer], torch.relu(outer.conv(first)))
+
+
+# The gain.
+
+
+def masked_means(model: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return each layer's filter means before its mask, and of what it passes on."""
+    passed: dict[str, Tensor] = {}
+    layers = interpretable_layers(model)
+    hooks = [
+        layer.register_forward_hook(
+            lambda module, given, output, name=name: passed.update({name: output.mean((0, 2, 3))})
+        )
+        for name, layer in layers.items()
+    ]
+    with recorded_maps(model) as maps, torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return {name: maps[layer].mean((0, 2, 3)) for name, layer in layers.items()}, passed
+
+
+def test_with_its_gains_every_layer_passes_on_the_mean_of_its_whole_maps() -> None:
+    model, images = built(plain_net)
+    for layer in ("features.1", "features.3"):
+        make_interpretable(model, layer, classes=CLASSES, example=images)
+    make_interpretable(model, "features.3", classes=CLASSES, example=images, filters=6)  # a second mask behind it
+    before, left = masked_means(model, images)
+    assert all(bool((left[name] <= before[name]).all()) for name in left)
+    assert any(float(left[name].sum()) < 0.9 * float(before[name].sum()) for name in left)
+    keep_means(model, [images])
+    means, passed = masked_means(model, images)
+    assert len(means) == 3
+    for name, mean in means.items():
+        torch.testing.assert_close(passed[name], mean, rtol=1e-4, atol=1e-7)
+    assert not model.training
+
+
+def test_a_silent_filter_and_an_ordinary_layer_keep_a_gain_of_one() -> None:
+    maps = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    maps[:, 1] = 0
+    masked, ordinary = (
+        make_interpretable(nn.Sequential(nn.Identity()), "0", classes=CLASSES, example=maps, masked=masked)
+        for masked in (True, False)
+    )
+    for model in (masked, ordinary):
+        keep_means(model, [maps])
+    gain = interpretable_layers(masked)["0"].gain
+    assert gain[1] == 1
+    assert bool((gain[[0, 2]] > 1).all())
+    assert bool((interpretable_layers(ordinary)["0"].gain == 1).all())
+    assert torch.equal(ordinary(maps), maps)
 
 
 # What the filter losses need.

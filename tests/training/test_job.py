@@ -38,6 +38,17 @@ def test_overrides_win_over_the_file_in_both_spellings(tmp_path: Path) -> None:
         ('name = "x"\n', ["--name.first", "y"], "'name' is not a section"),
         ('name = "x"\n', ["--model.backbone", "resnet21"], "there is no backbone 'resnet21'; there are small"),
         ('name = "x"\n', ["--train.learning_rate", "nan"], "train.learning_rate"),
+        ('name = "x"\n', ["--model.peak", "median"], "model.peak: Input should be 'argmax' or 'centroid'"),
+        ('name = "x"\n', ["--model.beta", "0"], "model.beta: Input should be greater than 0"),
+        ('name = "x"\n', ["--model.beta", "each"], "model.beta: Input should be 'per-filter'"),
+        ('name = "x"\n[model]\ninterpretable_layers = 3\n', [], "model.interpretable_layers"),
+        ('name = "x"\n', ["--model.interpretable_layers=a,a"], "a layer is named twice; name each once"),
+        ('name = "x"\n', ["--train.loss=logistic", "--data.category=fox"], "has the logistic loss as it is; leave"),
+        (
+            'name = "x"\n',
+            ["--train.filter_loss=gates", "--model.interpretable_layers=layer2"],
+            "'gates' works on the last layer alone; leave model.interpretable_layers out",
+        ),
     ],
 )
 def test_a_wrong_job_is_refused_naming_the_key(tmp_path: Path, text: str, overrides: list[str], sentence: str) -> None:
@@ -45,6 +56,17 @@ def test_a_wrong_job_is_refused_naming_the_key(tmp_path: Path, text: str, overri
         read_job(job_file(tmp_path, text), overrides)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_layers_are_a_list_in_a_file_and_parted_by_commas_on_the_command_line(tmp_path: Path) -> None:
+    listed = read_job(job_file(tmp_path, 'name = "x"\n[model]\ninterpretable_layers = ["layer3", "layer4"]\n'))
+    assert listed.model.interpretable_layers == ("layer3", "layer4")
+    given = read_job(
+        job_file(tmp_path), ["--model.interpretable-layers", "layer3, layer4", "--model.beta", "per-filter"]
+    )
+    assert given.model.interpretable_layers == ("layer3", "layer4")
+    assert given.model.beta == "per-filter"
+    assert read_job(job_file(tmp_path), ["--model.beta=3.5"]).model.beta == 3.5
 
 
 def test_a_missing_job_file_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,56 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     assert same(whole, resumed)
     assert (selection.sets == again.sets).all()
     assert history.epochs == later.epochs
+
+
+def test_a_run_with_several_layers_and_templates_of_their_own_resumes_bit_for_bit(
+    tmp_path: Path, splits: tuple[Batches, Batches]
+) -> None:
+    options = [
+        *("--model.interpretable_layers=layer2", "--model.beta=per-filter", "--model.peak=centroid"),
+        *("--train.loss=logistic", "--train.filter_classes=balanced", "--head.decompose=false"),
+    ]
+    whole, _, history = learn(job(tmp_path / "whole", *options), *splits, 8)
+
+    def stop(record: dict[str, float], network: Network) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        learn(job(tmp_path / "cut", *options), *splits, 8, watch=stop)
+    resumed, _, later = learn(job(tmp_path / "cut", *options), *splits, 8, resume=True)
+    assert same(whole, resumed)
+    assert history.epochs == later.epochs
+    for state in whole.states:
+        assert set(state.category.tolist()) <= set(range(8))
+        assert state.scale.ne(1).any()
+        assert state.templates.beta.std() > 0
+
+
+def test_the_filter_losses_of_all_layers_add_up(tmp_path: Path, splits: tuple[Batches, Batches]) -> None:
+    """With a learning rate of next to nothing, the network with two layers is the network with one, twice."""
+    still = ["--train.learning_rate=1e-12", "--train.epochs=1", "--head.decompose=false", "--model.beta=1e-6"]
+    recorded = {}
+    for layers in ("layer2", "layer1,layer2", "layer1"):
+        options = [*still, f"--model.interpretable_layers={layers}", "--model.filters=0"]
+        recorded[layers] = learn(job(tmp_path / layers, *options), *splits, 8)[2].epochs[0]
+    one, other, both = recorded["layer2"], recorded["layer1"], recorded["layer1,layer2"]
+    assert both["filter_loss"] == pytest.approx(one["filter_loss"] + other["filter_loss"], rel=1e-3)
+    assert one["filter_loss"]
+    assert other["filter_loss"]
+
+
+def test_a_picture_with_several_labels_counts_for_each_of_its_classes(
+    tmp_path: Path, splits: tuple[Batches, Batches]
+) -> None:
+    asked = job(tmp_path, "--train.loss=logistic")
+    train, test = (copy(batches) for batches in splits)
+    for batches in (train, test):
+        batches.label = torch.nn.functional.one_hot(batches.label, 8)
+        batches.label[:, 3] = 1
+    network, selection, history = learn(asked, train, test, 8)
+    assert selection.sets.shape == (8, 5)
+    torch.testing.assert_close(network.states[0].class_share[3], torch.tensor(1.0))
+    assert 0 <= history.epochs[-1]["accuracy"] <= 1
 
 
 def test_without_resume_a_run_starts_anew(tmp_path: Path, splits: tuple[Batches, Batches]) -> None:
@@ -121,7 +172,7 @@ def test_a_masked_network_starts_from_an_ordinary_one_with_logits_of_the_same_si
     ordinary, _, _ = learn(job(tmp_path, "--model.interpretable=false", "--head.decompose=false"), *splits, 8)
     save_file(ordinary.state_dict(), tmp_path / "weights.safetensors")
     start = f"--train.start={tmp_path / 'weights.safetensors'}"
-    from training.loop import start_from
+    from training.start import start_from
 
     masked = build(job(tmp_path, start), 8)
     start_from(masked, tmp_path / "weights.safetensors", splits[0], 16)
