@@ -64,6 +64,52 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """One part pattern of an explanatory graph that is present, and where.
+
+    Attributes:
+        layer: place of its layer in the graph, 0 the top one.
+        node: its number in that layer of the learned graph.
+        filter: the filter that it is a pattern of.
+        x: where it is, pixels from the left of the picture that was sent.
+        y: the same from the top.
+        score: log score.
+        percentile: 0..100, where the score stands among those of the pictures that the graph was learned from.
+        parents: numbers of those of its parents, nodes of the layer above, that are in the same answer.
+    """
+
+    layer: int
+    node: int
+    filter: int
+    x: float
+    y: float
+    score: float
+    percentile: float
+    parents: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExplanatoryGraph:
+    """The part patterns that are present in a picture.
+
+    Attributes:
+        nodes: layer by layer, the top one first; in each, the highest percentile first.
+        layers: names of the conv layers, the top one first.
+        class_name: whose graph it is; "" for one graph for all classes.
+        right: how far the whole object is right of its usual place, in pixels; 0 without a root.
+        down: the same downwards.
+        mirrored: whether the picture is taken as mirrored.
+    """
+
+    nodes: tuple[Node, ...]
+    layers: tuple[str, ...]
+    class_name: str = ""
+    right: float = 0.0
+    down: float = 0.0
+    mirrored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """One feature's share in one logit.
 
@@ -117,6 +163,7 @@ class Explanation:
         width: width in pixels of the picture that positions refer to.
         height: its height.
         parts: which filters fired where; None if not asked for or not to be had.
+        explanatory_graph: which part patterns are present where; None alike.
         class_features: one ledger for each of `predictions`; None alike.
     """
 
@@ -124,4 +171,5 @@ class Explanation:
     width: int
     height: int
     parts: Parts | None = None
+    explanatory_graph: ExplanatoryGraph | None = None
     class_features: tuple[Ledger, ...] | None = None

@@ -85,6 +85,43 @@ class Parts(_Section):
         return self
 
 
+class GraphLayer(_Section):
+    """The nodes of one conv layer in an explanatory graph."""
+
+    layer: str
+    """The conv map in which they are looked for."""
+    grid: Grid
+    position: str
+    """Output, float32 (batch, nodes, 2): (row, column) as shares of the picture's height and width."""
+    score: str
+    """Output, float32 (batch, nodes): log score."""
+    percentile: str
+    """Output, float32 (batch, nodes): 0..100, where the score stands among those of the pictures learned from."""
+    present: str
+    """Output, bool (batch, nodes)."""
+    node: tuple[tuple[int, ...], ...]
+    """(graphs, nodes) number of each node in the learned graph; -1 pads graphs with fewer."""
+    filter: tuple[tuple[int, ...], ...]
+    """(graphs, nodes) the filter that it is a pattern of; -1 pads."""
+    parents: tuple[tuple[tuple[int, ...], ...], ...]
+    """(graphs, nodes, up to 15) places of its parents among the nodes of the layer above."""
+
+
+class ExplanatoryGraph(_Section):
+    """Part patterns of several conv layers and the larger patterns that they belong to (arXiv 1708.01785)."""
+
+    layers: Annotated[tuple[GraphLayer, ...], Field(min_length=1)]
+    """The top one first."""
+    form: Literal["hard", "soft"]
+    """A node's place: its best cell, or the mean of cells weighted by their scores."""
+    graph: str | None = None
+    """Output, int64 (batch,): whose graph was looked at, the predicted class's; null for one graph for all."""
+    displacement: str | None = None
+    """Output, float32 (batch, 2): how far the whole object is from its usual place, (down, right) as shares."""
+    mirrored: str | None = None
+    """Output, bool (batch,): whether the picture is taken as mirrored."""
+
+
 class ClassFeatures(_Section):
     """Contributions of class-specific features (arXiv 2112.07719) for the best `max_classes` classes."""
 
@@ -129,6 +166,7 @@ class Manifest(_Section):
     scores: Scores
     provenance: Provenance
     parts: Parts | None = None
+    explanatory_graph: ExplanatoryGraph | None = None
     class_features: ClassFeatures | None = None
 
     @model_validator(mode="after")
