@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace) -> None:
     plain = export(network, pictures.names, size, activation(job))
     images = _proof_pictures(test, size)
     torch_gap = compare(network, plain, images)
-    layer = reported_layer(network)
+    layer = reported_layer(network, job.model.interpretable)
     described = "drawn creatures" if job.data.path is None else job.data.path.name
     explained = attach(
         plain,

@@ -49,10 +49,10 @@ class Batches:
             rows = slice(start, start + batch_size)
             yield self.pixels[rows].float() / 255, self.label[rows]
 
-    def shuffled(self, train: Train, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all pictures in random order, flipped, shifted, zoomed and with jittered light."""
+    def shuffled(self, train: Train, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield all pictures in random order, flipped, shifted, zoomed and with jittered light, and their numbers."""
         for rows in torch.randperm(len(self), generator=generator).split(train.batch_size):
-            yield augment(self.pixels[rows].float() / 255, train, generator), self.label[rows]
+            yield augment(self.pixels[rows].float() / 255, train, generator), self.label[rows], rows
 
 
 def augment(images: Tensor, train: Train, generator: torch.Generator) -> Tensor:

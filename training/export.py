@@ -63,16 +63,21 @@ def export(
     return Plain(model, manifest, find_classifier(model))
 
 
-def reported_layer(network: Network) -> Layer:
-    """Return the exported map as the layer whose filters are reported as parts, each at the centre of its template."""
+def reported_layer(network: Network, interpretable: bool = False) -> Layer:
+    """Return the exported map as the layer whose filters are reported as parts, each at the centre of its template.
+
+    Args:
+        network: what was exported.
+        interpretable: whether its filters were taught parts; those that are masked were in any case.
+    """
     parts = network.parts
     if parts is None:
         return Layer(tensor=MAP)
     return Layer(
         tensor=MAP,
-        interpretable=parts.masked,
+        interpretable=interpretable or parts.masked,
         learned_for=tuple(parts.state.learned_for.tolist()),
-        peak=parts.state.templates.peak if parts.masked else "argmax",
+        peak=parts.state.templates.peak,
     )
 
 

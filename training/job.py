@@ -47,7 +47,10 @@ class Model(_Section):
     interpretable_layers: tuple[str, ...] = Field(
         (), description="layers of the backbone that are masked as well, by name: layer3,layer4"
     )
-    interpretable: bool = Field(True, description="mask these filters by part templates; false for an ordinary network")
+    interpretable: bool = Field(True, description="teach these filters parts; false for the ordinary network")
+    mask: bool = Field(
+        True, description="pool only what lies under a filter's part template; false leaves it to the filter loss alone"
+    )
     peak: Peak = Field(
         "argmax", description="what a template is centred on: the highest cell, or centroid, the centre of mass"
     )
@@ -101,6 +104,9 @@ class Train(_Section):
     start: Path | None = Field(
         None, description="weights.safetensors of an earlier run of the same network to start from"
     )
+    distil: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of staying near the answers that train.start gives as an ordinary network; 0 for none"
+    )
     shift: Share = Field(0.08, description="random shift, share of the side")
     zoom: Share = Field(0.1, description="random change of scale")
     precision: Literal["float32", "bfloat16"] = Field(
@@ -141,11 +147,23 @@ class Job(_Section):
     def _fitting(self) -> Job:
         if self.data.category is not None and self.train.loss == "logistic":
             raise ValueError("data.category has the logistic loss as it is; leave train.loss out")
+        if self.train.distil and self.train.start is None:
+            raise ValueError("train.distil keeps near the answers of train.start; name the run to start from there")
         if self.train.filter_loss == "gates" and self.model.interpretable_layers:
             raise ValueError(
                 "train.filter_loss 'gates' works on the last layer alone; leave model.interpretable_layers out"
             )
         return self
+
+    @property
+    def masked(self) -> bool:
+        """Whether interpretable layers are masked by part templates."""
+        return self.model.interpretable and self.model.mask
+
+    @property
+    def filter_weight(self) -> float:
+        """Lambda of the filter loss before its schedule; 0 for an ordinary network."""
+        return self.train.filter_weight if self.model.interpretable else 0.0
 
     @property
     def folder(self) -> Path:

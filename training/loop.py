@@ -23,8 +23,8 @@ from training.data import Batches
 from training.filter_losses import FILTER_LOSSES, FilterState
 from training.job import Job
 from training.network import Network
-from training.start import TrainingError, begin, build
-from training.tasks import accuracy, classification_loss, member
+from training.start import TrainingError, begin, build, build_teacher
+from training.tasks import accuracy, answers, classification_loss, distillation_loss, member
 
 log = logging.getLogger("pellucid.training")
 
@@ -112,6 +112,7 @@ class Learner:
         self.average: AveragedModel | None = None
         if job.train.ema:
             self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(job.train.ema), use_buffers=True)
+        self.taught: Tensor | None = None
         self._restored: dict[str, Any] = {}
 
     @property
@@ -140,6 +141,7 @@ class Learner:
         done = len(self.history.epochs) - stage.first
         if done >= stage.epochs:
             return
+        self._ask_teacher()
         train, steps = self.job.train, self.train.steps(self.job.train.batch_size)
         _prepare(self.network, self.job, self.train)
         optimiser = torch.optim.AdamW(self.network.parameters(), stage.learning_rate, weight_decay=train.weight_decay)
@@ -163,6 +165,13 @@ class Learner:
             if self.watch is not None:
                 self.watch(record, self.network)
 
+    def _ask_teacher(self) -> None:
+        """Take down the answers of the network that learning started from; once, on the pictures as they are."""
+        start = self.job.train.start
+        if start is not None and self.job.train.distil and self.taught is None:
+            teacher = build_teacher(self.job, self.network.head.out_features, start).to(self.accelerator.device)
+            self.taught = torch.from_numpy(answers(teacher, self.train, self.job.train.batch_size))
+
     def _share_out_filters(self) -> None:
         """Hold filters to classes, an equal number to each, once something is known of them."""
         if self.job.train.filter_classes != "balanced":
@@ -185,7 +194,7 @@ class Learner:
         steps, weight = self.train.steps(self.job.train.batch_size), filter_weight(self.job, number)
         total, filter_total = 0.0, 0.0
         shuffled = self.train.shuffled(self.job.train, self.generator)
-        for step, (images, label) in enumerate(track(shuffled, f"{stage.title}, epoch {number}", steps)):
+        for step, (images, label, rows) in enumerate(track(shuffled, f"{stage.title}, epoch {number}", steps)):
             images = images.to(accelerator.device, memory_format=torch.channels_last)
             label = label.to(accelerator.device)
             with accelerator.autocast():
@@ -193,6 +202,11 @@ class Learner:
             loss = classification_loss(logits.float(), label, self.job.train.loss)
             filter_loss = _filter_loss(maps, self.job, logits.float(), label)
             combined = loss + weight * filter_loss
+            if self.taught is not None:
+                taught = self.taught[rows].to(accelerator.device)
+                combined = combined + self.job.train.distil * distillation_loss(
+                    logits.float(), taught, self.job.train.loss
+                )
             if not math.isfinite(combined.item()):
                 kept = "" if number == 1 else f" the checkpoint of epoch {number - 1} is kept;"
                 raise TrainingError(
@@ -261,7 +275,7 @@ def _prepare(network: Network, job: Job, train: Batches) -> None:
 def filter_weight(job: Job, epoch: int) -> float:
     """Return lambda of the filter loss in an epoch; the paper's is lambda_0 / t (section 3)."""
     factor = {"decay": 1 / epoch, "constant": 1.0, "ramp": min(1.0, epoch / job.train.epochs)}
-    return job.train.filter_weight * factor[job.train.filter_schedule]
+    return job.filter_weight * factor[job.train.filter_schedule]
 
 
 def _filter_loss(maps: list[tuple[FilterState, Tensor]], job: Job, logits: Tensor, label: Tensor) -> Tensor:
@@ -269,6 +283,6 @@ def _filter_loss(maps: list[tuple[FilterState, Tensor]], job: Job, logits: Tenso
     total = logits.new_zeros(())
     for state, features in maps:
         state.observe(features.detach().float(), label)
-        if job.train.filter_weight:
+        if job.filter_weight:
             total = total + FILTER_LOSSES[job.train.filter_loss](features.float(), logits, label, state)[0]
     return total

@@ -31,6 +31,21 @@ def build(job: Job, classes: int, *, pretrained: bool = True) -> Network:
         DataError: the weights cannot be read or do not fit.
         LayerError: a layer that is to be interpretable is not there or cannot be.
     """
+    return _network(job, classes, masked=job.masked, pretrained=pretrained)
+
+
+def build_teacher(job: Job, classes: int, start: Path) -> Network:
+    """Build the ordinary network of the job's shape with the weights of an earlier run.
+
+    Raises:
+        TrainingError: the file is not there, or holds another network.
+    """
+    teacher = _network(job, classes, masked=False, pretrained=False)
+    _load(teacher, start)
+    return teacher
+
+
+def _network(job: Job, classes: int, *, masked: bool, pretrained: bool) -> Network:
     model = job.model
     backbone = BACKBONES[model.backbone]()
     if model.weights is not None and pretrained:
@@ -43,7 +58,7 @@ def build(job: Job, classes: int, *, pretrained: bool = True) -> Network:
         layers=model.interpretable_layers,
         beta=model.beta,
         peak=model.peak,
-        masked=model.interpretable,
+        masked=masked,
         against_rest=job.data.category is not None,
         mean=model.mean,
         std=model.std,
@@ -71,10 +86,7 @@ def start_from(network: Network, path: Path, train: Batches, batch_size: int) ->
     Raises:
         TrainingError: the file is not there, or holds another network.
     """
-    try:
-        network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise TrainingError(f"cannot start from {path}: {' '.join(str(error).split())[:300]}") from None
+    _load(network, path)
     parts = network.parts
     if parts is None or not parts.masked:
         return
@@ -87,3 +99,10 @@ def start_from(network: Network, path: Path, train: Batches, batch_size: int) ->
             plain += maps.mean((0, 2, 3))
             masked += parts.mask(maps).mean((0, 2, 3)) * parts.gain
         network.head.weight *= plain / masked.clamp(min=1e-9)
+
+
+def _load(network: Network, path: Path) -> None:
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise TrainingError(f"cannot start from {path}: {' '.join(str(error).split())[:300]}") from None

@@ -57,6 +57,27 @@ def classification_loss(logits: Tensor, labels: Tensor, loss: Literal["softmax",
     return F.softplus(-sign * logits).sum(1).mean()
 
 
+def distillation_loss(logits: Tensor, taught: Tensor, loss: Literal["softmax", "logistic"]) -> Tensor:
+    """Return how far answers are from a teacher's, at temperature 2 (Hinton et al., arXiv 1503.02531, section 2).
+
+    Mean over pictures of 4 KL(teacher || network) of the classes, or of the sum over classes of yes and no.
+
+    Args:
+        logits: (batch, classes).
+        taught: the teacher's logits, alike.
+        loss: what the logits are trained with.
+    """
+    temperature = 2.0
+    logits, taught = logits / temperature, taught / temperature
+    if loss == "softmax":
+        gap = F.kl_div(logits.log_softmax(1), taught.log_softmax(1), reduction="batchmean", log_target=True)
+    else:
+        yes = taught.sigmoid()
+        least = F.binary_cross_entropy_with_logits(taught, yes, reduction="sum")
+        gap = (F.binary_cross_entropy_with_logits(logits, yes, reduction="sum") - least) / len(logits)
+    return temperature**2 * gap
+
+
 def accuracy(network: Network, batches: Batches, batch_size: int) -> float:
     """Return the share of pictures whose best class is the right one; of yeses and noes for several labels each."""
     logits, label = torch.from_numpy(answers(network, batches, batch_size)), batches.label

@@ -105,10 +105,11 @@ def test_positions_that_are_not_the_masks_are_noticed(exported: tuple[Network, P
         prove(plain, wrong, reported_layer(net), images(7))
 
 
-def test_an_ordinary_layer_reports_its_highest_cells() -> None:
-    assert reported_layer(network(peak="centroid", masked=False)) == Layer(
-        tensor=MAP, interpretable=False, learned_for=(0,) * 6
-    )
+def test_an_ordinary_layer_reports_the_peaks_that_it_was_asked_for() -> None:
+    for peak in ("argmax", "centroid"):
+        expected = Layer(tensor=MAP, interpretable=False, learned_for=(0,) * 6, peak=peak)
+        assert reported_layer(network(peak=peak, masked=False)) == expected
+    assert reported_layer(network(masked=False), interpretable=True).interpretable
     assert reported_layer(network(filters=0)).learned_for is None
 
 

@@ -44,6 +44,7 @@ def test_overrides_win_over_the_file_in_both_spellings(tmp_path: Path) -> None:
         ('name = "x"\n[model]\ninterpretable_layers = 3\n', [], "model.interpretable_layers"),
         ('name = "x"\n', ["--model.interpretable_layers=a,a"], "a layer is named twice; name each once"),
         ('name = "x"\n', ["--train.loss=logistic", "--data.category=fox"], "has the logistic loss as it is; leave"),
+        ('name = "x"\n', ["--train.distil=1"], "keeps near the answers of train.start; name the run to start from"),
         (
             'name = "x"\n',
             ["--train.filter_loss=gates", "--model.interpretable_layers=layer2"],

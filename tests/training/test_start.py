@@ -16,14 +16,14 @@ from training.interpretable import interpretable_layers
 from training.job import Job
 from training.loop import learn
 from training.network import Network
-from training.start import begin, build
+from training.start import TrainingError, begin, build, build_teacher
+from training.tasks import answers
 
 SIZE = 48
 
 
-def job(**sections: dict[str, object]) -> Job:
-    sections["data"] = {"size": SIZE} | sections.get("data", {})
-    return Job.model_validate({"name": "x", "model": {"filters": 8}} | sections)
+def job(**sections: object) -> Job:
+    return Job.model_validate({"name": "x", "data": {"size": SIZE}, "model": {"filters": 8}} | sections)
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,50 @@ def test_a_masked_network_starts_from_the_ordinary_one_with_the_same_layers(tmp_
         before, after = ordinary.eval()(images)[0], masked.eval()(images)[0]
     assert 0.5 < float(after.std() / before.std()) < 2
     assert not torch.equal(before, after)
+
+
+def test_distilling_keeps_a_network_near_what_it_started_from(tmp_path: Path, train: Batches) -> None:
+    def learned(**train_section: object) -> Network:
+        asked = job(
+            output=tmp_path,
+            model={"filters": 8, "mask": False, "interpretable": "start" in train_section},
+            train={"threads": 1, "batch_size": 8, "filter_weight": 0.1} | train_section,
+            head={"decompose": False},
+        )
+        return learn(asked, train, train, 8)[0]
+
+    begun = learned(epochs=6)
+    taught = answers(begun, train, 32)
+    save_file(begun.state_dict(), tmp_path / "start.safetensors")
+    moved = {
+        distil: float(
+            abs(
+                answers(learned(epochs=16, start=tmp_path / "start.safetensors", distil=distil), train, 32) - taught
+            ).mean()
+        )
+        for distil in (0.0, 10.0)
+    }
+    assert moved[10.0] < 0.6 * moved[0.0]
+
+
+def test_a_teacher_of_another_shape_is_refused(tmp_path: Path, train: Batches) -> None:
+    save_file(build(job(model={"filters": 4}), 8).state_dict(), tmp_path / "start.safetensors")
+    with pytest.raises(TrainingError, match="cannot start from"):
+        build_teacher(job(), 8, tmp_path / "start.safetensors")
+
+
+def test_without_a_mask_the_filter_loss_alone_teaches_filters_their_parts(tmp_path: Path, train: Batches) -> None:
+    ends = {}
+    for interpretable in (True, False):
+        asked = job(
+            output=tmp_path,
+            model={"filters": 8, "mask": False, "interpretable": interpretable},
+            train={"epochs": 1, "threads": 1, "filter_weight": 1},
+            head={"decompose": False},
+        )
+        network, _, history = learn(asked, train, train, 8)
+        assert network.parts is not None
+        assert not network.parts.masked
+        ends[interpretable] = history.epochs[-1]["filter_loss"]
+    assert ends[True] != 0
+    assert ends[False] == 0

@@ -16,7 +16,16 @@ from training.backbones import BACKBONES
 from training.data import Batches
 from training.job import Job, JobError
 from training.network import Network
-from training.tasks import accuracy, activation, answers, classification_loss, label_figures, member, posed
+from training.tasks import (
+    accuracy,
+    activation,
+    answers,
+    classification_loss,
+    distillation_loss,
+    label_figures,
+    member,
+    posed,
+)
 
 
 def job(**sections: dict[str, object]) -> Job:
@@ -44,6 +53,16 @@ def test_the_logistic_loss_of_huge_logits_is_finite() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(2e4)
     assert torch.equal(logits.grad, torch.tensor([[1.0, -1.0]]))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "logistic"])
+def test_the_distillation_loss_is_four_times_the_divergence_at_temperature_two(loss: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, taught = (torch.randn(6, 4, dtype=torch.float64, generator=generator) * 3 for _ in range(2))
+    expected = oracles.distillation_loss(logits.numpy(), taught.numpy(), loss)
+    assert distillation_loss(logits, taught, loss).item() == pytest.approx(expected, rel=1e-10)
+    assert distillation_loss(taught, taught, loss).item() == pytest.approx(0, abs=1e-12)
+    assert distillation_loss(1e4 * logits, taught, loss).isfinite()
 
 
 def test_labels_may_be_numbers_or_a_mask() -> None:
