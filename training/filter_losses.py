@@ -34,6 +34,7 @@ class FilterState(nn.Module):
         response: (filters, classes) running mean of the scaled peak on pictures of each class.
         class_share: (classes,) share of pictures with each class.
         category: (filters,) class that each filter is held to; -1 where it is the one it responds to most.
+        push: how much pictures of other classes weigh against those of its own, in `balance`.
         gate: (filters, classes) in 0..1; used and learned by `gates` alone.
         classify: logits of given maps; `gates` needs it for its second pass through the head.
     """
@@ -51,6 +52,7 @@ class FilterState(nn.Module):
         self.register_buffer("class_share", torch.full((classes,), 1 / max(classes, 2)))
         self.register_buffer("category", torch.full((filters,), -1))
         self.gate = nn.Parameter(torch.full((filters, classes), 0.5), requires_grad=False)
+        self.push = 1.0
         self.classify: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -102,9 +104,9 @@ class FilterState(nn.Module):
         return self.member(labels)[:, self.learned_for] > 0
 
     def balance(self) -> tuple[Tensor, Tensor]:
-        """Return weights (filters,) of own and of other pictures, so that both sides weigh the same."""
+        """Return weights (filters,) of own and of other pictures, so that both sides weigh the same but for `push`."""
         share = self.class_share[self.learned_for].clamp(_TINY, 1 - _TINY)
-        return 0.5 / share, 0.5 / (1 - share)
+        return 0.5 / share, 0.5 * self.push / (1 - share)
 
 
 class FilterLoss(Protocol):

@@ -94,6 +94,9 @@ class Train(_Section):
     )
     filter_loss: Literal["plain", "code", "paper", "mi", "gates", "groups"] = "plain"
     filter_weight: Annotated[float, Field(ge=0)] = Field(0.05, description="lambda of the filter loss; 0 for none")
+    filter_push: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="how much plain and code push a filter down on pictures of other classes, against its own pull"
+    )
     filter_schedule: Literal["decay", "constant", "ramp"] = Field(
         "decay",
         description="lambda divided by the number of the epoch as in the paper, kept, or growing linearly to it",

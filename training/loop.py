@@ -268,6 +268,7 @@ def _prepare(network: Network, job: Job, train: Batches) -> None:
     share = member(train.label, network.head.out_features).double().mean(0)
     for state in network.states:
         state.class_share.copy_(share)
+        state.push = job.train.filter_push
         state.gate.requires_grad_(job.train.filter_loss == "gates")
         state.classify = lambda maps: network.head(network.pooled(maps))
 

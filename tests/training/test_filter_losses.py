@@ -104,6 +104,21 @@ def test_plain_pulls_to_the_peak_on_own_pictures_and_down_on_others() -> None:
     assert bool((x.grad[1] > 0).all())
 
 
+@pytest.mark.parametrize("name", ["plain", "code"])
+def test_push_scales_what_pictures_of_other_classes_do_and_nothing_else(name: str) -> None:
+    gradients = {}
+    for push in (0.0, 0.25, 1.0):
+        s, x = state(), maps(2).requires_grad_()
+        s.push = push
+        FILTER_LOSSES[name](x, LOGITS, LABELS, s)[0].backward()
+        gradients[push] = x.grad
+    own = state().own(LABELS)
+    assert torch.equal(gradients[0.25][own], gradients[1.0][own])
+    torch.testing.assert_close(gradients[0.25][~own], 0.25 * gradients[1.0][~own])
+    assert not gradients[0.0][~own].any()
+    assert gradients[1.0][~own].any()
+
+
 def test_the_released_code_s_weights_have_mean_one_and_pull_along_the_template() -> None:
     s = unscaled(4, 5)
     s.class_share.fill_(1 / 3)
