@@ -11,10 +11,12 @@ import numpy as np
 
 from analyzers import cli
 from analyzers.attach import DEFAULT_MAX_CLASSES, Selection, attach, select
+from analyzers.check_pictures import check_pictures
 from analyzers.class_features import check_index_sets
 from analyzers.errors import DataError, ModelError
 from analyzers.evaluate import evaluate
 from analyzers.files import write_atomically
+from analyzers.gallery import FILTERS, PICTURES, gallery
 from analyzers.graph_file import load_graph
 from analyzers.graph_inspect import describe_graph, graph_lines
 from analyzers.manifest import Manifest, Provenance
@@ -45,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("model", type=Path, metavar="PLAIN.onnx")
     command.add_argument("--data", type=Path, required=True, metavar="DIR|PACK", help="labelled pictures")
+    _add_unreadable(command)
     command.add_argument("--split", default="train", help="which of them to fit on: train, test, all (default train)")
     command.add_argument("--k1", type=int, default=5, help="features counted per picture (default 5)")
     command.add_argument("--k2", type=int, default=5, help="class-specific features per class (default 5)")
@@ -66,8 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="measure an explained model", description=_evaluate.__doc__)
     command.add_argument("model", type=Path, metavar="MODEL.onnx")
     command.add_argument("--data", type=Path, required=True, metavar="DIR|PACK")
+    _add_unreadable(command)
     command.add_argument("--split", default="test", help="train, test or all (default test)")
     command.add_argument("--report", type=Path, metavar="report.json", help="where the JSON goes (default stdout)")
+    command.add_argument("--html", type=Path, metavar="page.html", help="also write a page with galleries of filters")
+    command.add_argument("--gallery-filters", type=int, default=FILTERS, help=f"at most (default {FILTERS})")
+    command.add_argument("--gallery-pictures", type=int, default=PICTURES, help=f"of each (default {PICTURES})")
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser("inspect", help="say what a model or graph file is", description=_inspect.__doc__)
@@ -75,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="the manifest, or what the graph holds, as JSON")
     command.set_defaults(run=_inspect)
     return parser
+
+
+def _add_unreadable(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--unreadable",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="what to do about pictures that cannot be read (default refuse)",
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -86,7 +102,7 @@ def _read(path: Path) -> bytes:
 
 def _attach(options: argparse.Namespace) -> None:
     """Find the class features on labelled pictures, add the explanation outputs, prove them, write the file."""
-    pictures = read_pictures(options.data)
+    pictures = check_pictures(read_pictures(options.data), options.unreadable)
     names = cli.read_names(options.names) if options.names else pictures.names
     plain = read_plain(_read(options.model), names=names, mean=options.mean, std=options.std, size=options.size)
     pictures = pictures.relabelled(plain.manifest.classes).of_split(options.split)
@@ -135,7 +151,19 @@ def _proof_pictures(plain: Plain, pictures: Pictures) -> np.ndarray:
 
 def _evaluate(options: argparse.Namespace) -> None:
     """Measure accuracy with all features and with the class features alone, and how exactly the ledgers add up."""
-    report = evaluate(_read(options.model), read_pictures(options.data), split=options.split)
+    pictures = check_pictures(read_pictures(options.data), options.unreadable)
+    report = evaluate(_read(options.model), pictures, split=options.split)
+    if options.html is not None:
+        page = gallery(
+            _read(options.model),
+            pictures,
+            report,
+            title=f"{options.model.parent.parent.name or options.model.name}: where filters look",
+            split=options.split,
+            filters=options.gallery_filters,
+            per_filter=options.gallery_pictures,
+        )
+        write_atomically(options.html, page)
     text = json.dumps(report, indent=2) + "\n"
     if options.report is None:
         print(text, end="")

@@ -1,7 +1,8 @@
-"""Whether every picture can be read and every class has one: the look at the data before hours of training."""
+"""Whether every picture can be read and every class has one: the look at the data before hours of work."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +12,8 @@ from analyzers.errors import DataError, InvalidInputError
 from analyzers.pictures import Int64Array, Pictures
 from analyzers.pixels import decode
 from analyzers.progress import track
+
+log = logging.getLogger("pellucid.analyzers")
 
 Unreadable = Literal["refuse", "skip"]
 
@@ -25,7 +28,7 @@ def check_pictures(pictures: Pictures, unreadable: Unreadable = "refuse") -> Pic
         unreadable: "refuse" raises where a picture cannot be read; "skip" leaves it out.
 
     Raises:
-        DataError: pictures cannot be read and are not to be skipped, or a class has no picture.
+        DataError: pictures cannot be read and are not to be skipped, or none can be.
     """
     readable, failures = [], []
     for row, encoded in enumerate(track(pictures.encoded, "Checking pictures", len(pictures))):
@@ -36,9 +39,9 @@ def check_pictures(pictures: Pictures, unreadable: Unreadable = "refuse") -> Pic
         else:
             readable.append(row)
     refuse_unreadable(failures, len(pictures), unreadable)
-    kept = pictures.take(np.array(readable, np.int64)) if failures else pictures
-    refuse_empty_classes(kept.names, kept.label)
-    return kept
+    if failures and not readable:
+        raise DataError(f"none of {len(pictures)} pictures can be read: {_some(failures, '; ')}; expected JPEG or PNG")
+    return pictures.take(np.array(readable, np.int64)) if failures else pictures
 
 
 def refuse_unreadable(failures: Sequence[str], total: int, unreadable: Unreadable) -> None:
@@ -57,8 +60,11 @@ def refuse_unreadable(failures: Sequence[str], total: int, unreadable: Unreadabl
     if failures and unreadable == "refuse":
         raise DataError(
             f"{len(failures)} of {total} pictures cannot be read: {_some(failures, '; ')};"
-            " mend or remove them, or leave them out with unreadable='skip'"
+            " mend or remove them, or leave them out (unreadable: skip)"
         )
+    if failures:
+        some = _some(failures, "; ")
+        log.warning("%d of %d pictures cannot be read and are left out: %s", len(failures), total, some)
 
 
 def refuse_empty_classes(names: Sequence[str], label: Int64Array) -> None:

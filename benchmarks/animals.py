@@ -1,8 +1,8 @@
 """Ordinary against interpretable networks on real animals: each filter loss, several seeds, one table.
 
 For every seed `examples/animals-ordinary.toml` is learned for 16 epochs and for 8 more, then each design goes on from
-there for 8, the ordinary network among them. Everything is a run of `pellucid-train`; what has a report already is not run again, so
-an interrupted experiment goes on where it was.
+there for 8, the ordinary network among them. Everything is a run of `pellucid-train`; what has a report already is not
+run again, so an interrupted experiment goes on where it was.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from tests.conftest import ROOT
 OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime", "progress", "figure"} | {
     "conv_maps",
     "fingerprint",
+    "gallery",
+    "page",
 }
 KERNEL = sorted({m.name for m in pkgutil.iter_modules(analyzers.__path__)} - OFFLINE)
 CLIENT = ("client", "command", "convert")

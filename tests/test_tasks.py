@@ -74,6 +74,24 @@ def test_several_labels_and_a_loss_for_one_end_in_a_sentence(
     assert not (tmp_path / "wrong").exists()
 
 
+def test_unreadable_pictures_and_empty_classes_end_a_run_in_a_sentence_or_are_left_out(
+    pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged, empty = tmp_path / "damaged.npz", tmp_path / "empty.npz"
+    replace(pictures, encoded=(b"no picture", *pictures.encoded[1:])).save(damaged)
+    of_first = (pictures.label == 0) & (pictures.split == 0)
+    pictures.take(np.flatnonzero(~of_first)).save(empty)
+    assert run("damaged", f"--data.path={damaged}", f"--output={tmp_path}") != 0
+    assert "1 of 64 pictures cannot be read: picture 0" in capsys.readouterr().err
+    assert run("empty", f"--data.path={empty}", f"--output={tmp_path}") != 0
+    assert f"1 of 8 classes have no picture: {pictures.names[0]}; add" in capsys.readouterr().err
+    assert not any((tmp_path / name).exists() for name in ("damaged", "empty"))
+    assert run("skipped", f"--data.path={damaged}", f"--output={tmp_path}", "--data.unreadable=skip", "--html") == 0
+    report = json.loads((tmp_path / "skipped" / "1" / "report.json").read_text())
+    assert report["training"]["job"]["data"]["unreadable"] == "skip"
+    assert "<img" in (tmp_path / "skipped" / "1" / "report.html").read_text()
+
+
 def test_a_run_on_a_split_that_shares_pictures_ends_in_a_sentence(
     pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

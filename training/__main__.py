@@ -15,9 +15,11 @@ from safetensors.torch import save
 
 from analyzers import cli
 from analyzers.attach import attach
+from analyzers.check_pictures import refuse_empty_classes
 from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
 from analyzers.files import write_atomically
+from analyzers.gallery import gallery
 from analyzers.manifest import Provenance
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("job", type=Path, metavar="JOB.toml")
     command.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
+    command.add_argument("--html", action="store_true", help="also write report.html with galleries of filters")
     command.set_defaults(run=_run)
 
     command = commands.add_parser(
@@ -104,6 +107,7 @@ def _run(options: argparse.Namespace) -> None:
     job = read_job(options.job, options.overrides)
     pictures = posed(load(job.data, job.train.seed), job)
     train, test = pictures.of_split("train"), pictures.of_split("test")
+    _refuse_empty_classes(train)
     size = job.data.size
     tested = Batches(test, size)
     learned_from = Batches(train, size)
@@ -137,6 +141,9 @@ def _run(options: argparse.Namespace) -> None:
     report["training"] = _training_report(job, history)
     write_atomically(job.folder / "weights.safetensors", save(network.state_dict()))
     write_atomically(job.folder / "model.onnx", model)
+    if options.html:
+        title = f"{job.name}: where filters look"
+        write_atomically(job.folder / "report.html", gallery(model, pictures, report, title=title))
     write_atomically(job.folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     (job.folder / checkpoint.FILE).unlink(missing_ok=True)
     print(
@@ -154,6 +161,12 @@ def _training_report(job: Job, history: History) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def _refuse_empty_classes(train: Pictures) -> None:
+    """Raise if a class has no picture to learn from."""
+    label = train.label if train.labels is None else np.nonzero(train.labels)[1]
+    refuse_empty_classes(train.names, label)
 
 
 def _proof_pictures(pictures: Pictures, size: int) -> np.ndarray:

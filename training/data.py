@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from analyzers.check_pictures import check_pictures
 from analyzers.pictures import Pictures
 from analyzers.read_pictures import read_pictures
 from training.creatures import creatures
@@ -17,10 +18,14 @@ from training.job import Data, Train
 
 
 def load(data: Data, seed: int) -> Pictures:
-    """Read the job's pictures, or draw the creatures."""
+    """Read the job's pictures, all of which can then be decoded, or draw the creatures.
+
+    Raises:
+        DataError: there are none, or some cannot be read and are not to be skipped.
+    """
     if data.path is None:
         return creatures(data.creatures, seed=seed, size=data.size)
-    return read_pictures(data.path)
+    return check_pictures(read_pictures(data.path), data.unreadable)
 
 
 class Batches:

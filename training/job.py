@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from analyzers.check_pictures import Unreadable
 from analyzers.class_features import Rule
 from analyzers.errors import PellucidError
 from analyzers.manifest import Peak, Triple
@@ -33,6 +34,7 @@ class Data(_Section):
     path: Path | None = Field(None, description="pack or folder; the drawn creatures where left out")
     size: Count = Field(64, description="height and width in pixels that pictures are brought to")
     creatures: Count = Field(5000, description="how many creatures to draw; a quarter is the test split")
+    unreadable: Unreadable = Field("refuse", description="pictures that cannot be read: refuse to begin, or skip them")
     category: str | None = Field(None, description="learn this class against the rest; all classes where left out")
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from analyzers.check_pictures import check_pictures
+from analyzers.check_pictures import check_pictures, refuse_empty_classes
 from analyzers.errors import DataError
 from analyzers.pictures import Pictures
 from tests.conftest import png
@@ -33,16 +31,18 @@ def test_damaged_pictures_are_counted_and_the_first_few_named() -> None:
         check_pictures(pictures_of(GOOD, GOOD, b"no picture", *[DAMAGED] * 6))
 
 
-def test_damaged_pictures_are_left_out_if_asked_for() -> None:
+def test_damaged_pictures_are_left_out_if_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     kept = check_pictures(pictures_of(GOOD, DAMAGED, GOOD), "skip")
     assert (kept.encoded, kept.label.tolist(), kept.group.tolist()) == ((GOOD, GOOD), [0, 1], [0, 2])
+    assert "1 of 3 pictures cannot be read and are left out: picture 1 (dog)" in caplog.text
+    with pytest.raises(DataError, match=r"^none of 2 pictures can be read: picture 0"):
+        check_pictures(pictures_of(DAMAGED, DAMAGED), "skip")
 
 
 def test_a_class_without_pictures_is_named() -> None:
-    with pytest.raises(DataError, match="1 of 2 classes have no picture: dog; add"):
-        check_pictures(pictures_of(GOOD, DAMAGED), "skip")
     with pytest.raises(DataError, match="1 of 3 classes have no picture: owl; add"):
-        check_pictures(replace(pictures_of(GOOD, GOOD), names=("cat", "dog", "owl")))
+        refuse_empty_classes(("cat", "dog", "owl"), np.array([1, 0, 1]))
+    refuse_empty_classes(("cat", "dog"), np.array([1, 0, 1]))
 
 
 def test_only_two_choices_are_known() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,25 @@ def test_attach_inspect_and_evaluate_go_through(
     assert {"schema", "data", "accuracy", "accuracy_class_features", "completeness_gap", "accuracy_by_k"} <= set(
         figures
     )
+
+
+def test_unreadable_pictures_are_refused_or_left_out_and_the_page_is_written(
+    plain: Path, pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, page = tmp_path / "model.onnx", tmp_path / "page.html"
+    assert attach(plain, pack, model) == 0
+    pictures = random_pictures(60)
+    replace(pictures, encoded=(b"no picture", *pictures.encoded[1:])).save(pack)
+    command = ["evaluate", str(model), "--data", str(pack), "--split=all", "--html", str(page)]
+    assert main(command) == 1
+    assert "1 of 60 pictures cannot be read: picture 0" in capsys.readouterr().err
+    assert not page.exists()
+    assert main([*command, "--unreadable=skip", "--gallery-filters=2", "--gallery-pictures=1"]) == 0
+    assert "1 of 60 pictures cannot be read and are left out: picture 0" in caplog.text
+    assert json.loads(capsys.readouterr().out)["data"]["pictures"] == 59
+    assert page.read_text().count("<img") == 2
+    assert attach(plain, pack, model) == 1
+    assert attach(plain, pack, model, "--unreadable=skip") == 0
 
 
 def test_evaluate_measures_what_numpy_measures(plain: Path, pack: Path, tmp_path: Path) -> None:
