@@ -77,6 +77,11 @@ def save_graph(graph: ExplanatoryGraph, path: Path) -> None:
     Raises:
         OSError: the disk refuses.
     """
+    write_atomically(path, graph_to_bytes(graph))
+
+
+def graph_to_bytes(graph: ExplanatoryGraph) -> bytes:
+    """Return what `save_graph` writes."""
     document = _Document(
         layers=tuple(_Layer(tensor=layer.tensor, grid=layer.grid) for layer in graph.layers),
         root=None if graph.root is None else _Root(sigma=graph.root.sigma, mirrored=graph.root.mirrored),
@@ -93,7 +98,7 @@ def save_graph(graph: ExplanatoryGraph, path: Path) -> None:
         arrays |= {f"root.{name}": _narrow(getattr(graph.root, name)) for name in _ROOT}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load_graph(path: Path) -> ExplanatoryGraph:
@@ -102,7 +107,18 @@ def load_graph(path: Path) -> ExplanatoryGraph:
     Raises:
         DataError: there is no such file, it is no graph or a damaged one, or its schema is not the one read here.
     """
-    arrays = _read(path)
+    if not path.is_file():
+        raise DataError(f"there is no graph file {path}; learn one with `pellucid-train graph`")
+    return graph_from_bytes(path.read_bytes(), path)
+
+
+def graph_from_bytes(data: bytes, path: Path) -> ExplanatoryGraph:
+    """Read what `graph_to_bytes` returned; `path` is what errors call it.
+
+    Raises:
+        DataError: it is no graph or a damaged one, or its schema is not the one read here.
+    """
+    arrays = _read(data, path)
     document = _document(path, arrays)
     layers: list[GraphLayer] = []
     for number, described in enumerate(document.layers):
@@ -136,11 +152,9 @@ def _damaged(path: Path, detail: str) -> DataError:
     return DataError(f"{path} is a damaged graph file, {detail}; learn the graph anew with `pellucid-train graph`")
 
 
-def _read(path: Path) -> Arrays:
-    if not path.is_file():
-        raise DataError(f"there is no graph file {path}; learn one with `pellucid-train graph`")
+def _read(data: bytes, path: Path) -> Arrays:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as pack:
+        with np.load(io.BytesIO(data), allow_pickle=False) as pack:
             return {name: pack[name] for name in pack.files}
     except Exception:  # zipfile, zlib and numpy's header parser raise unrelated classes
         raise DataError(

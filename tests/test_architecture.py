@@ -14,9 +14,11 @@ import training
 from tests.conftest import ROOT
 
 OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime", "progress", "figure"} | {
+    "attach_graph",
     "conv_maps",
     "fingerprint",
     "gallery",
+    "graph_inference",
     "page",
 }
 KERNEL = sorted({m.name for m in pkgutil.iter_modules(analyzers.__path__)} - OFFLINE)
