@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from onnx import ModelProto, helper
 
 from analyzers.conv_maps import open_maps
 from analyzers.errors import ModelError
-from analyzers.explanatory_graph import ExplanatoryGraph, GraphLayer
+from analyzers.explanatory_graph import QUANTILES, ExplanatoryGraph, GraphLayer
 from analyzers.fingerprint import maps_fingerprint
 from analyzers.graph_file import graph_from_bytes, graph_to_bytes
 from analyzers.graph_inference import ROW, Form, append_inference
 from analyzers.graph_look import look
 from analyzers.graph_prune import best_nodes, prune
-from analyzers.manifest import Manifest
-from analyzers.plain import TOLERANCE, set_manifest
+from analyzers.manifest import METADATA_KEY, Manifest
+from analyzers.manifest import ExplanatoryGraph as ExplanatoryGraphSection
+from analyzers.pictures import Pictures
+from analyzers.pixels import to_model_input
+from analyzers.plain import TOLERANCE, load_onnx, manifest_of, set_manifest
+from analyzers.progress import track
 from analyzers.runtime import open_session
 
 NODES, NODES_OF_A_CLASS = 200, 50  # reported of each layer: of one graph for all, of each class's
@@ -53,16 +58,23 @@ def attach_graph(
     """
     if nodes is not None and nodes < 1:
         raise ModelError(f"{nodes} nodes of each layer cannot be reported; expected 1 or more")
-    known = Manifest.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+    known = manifest_of(model)
     _check(model, graph, known)
     model = without_graph(model)
     most = nodes or (NODES_OF_A_CLASS if graph.classes else NODES)
     small, numbers = prune(graph, [best_nodes(layer, most) for layer in graph.layers])
     small = replace(small, layers=tuple(map(_without_pictures, small.layers)))
+    return _attached(model, small, numbers, form)
+
+
+def _attached(
+    model: ModelProto, graph: ExplanatoryGraph, numbers: Sequence[Sequence[npt.NDArray[np.int64]]], form: Form
+) -> ModelProto:
+    known = manifest_of(model)
     logits, size = known.scores.tensor, (known.input.height, known.input.width)
-    section = append_inference(model, small, numbers, logits, size, form)
+    section = append_inference(model, graph, numbers, logits, size, form)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    helper.set_model_props(model, metadata | {GRAPH_KEY: base64.b64encode(graph_to_bytes(small)).decode()})
+    helper.set_model_props(model, metadata | {GRAPH_KEY: base64.b64encode(graph_to_bytes(graph)).decode()})
     set_manifest(model, known.model_copy(update={"explanatory_graph": section}))
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -99,6 +111,57 @@ def attached_graph(model: ModelProto) -> ExplanatoryGraph | None:
     return graph_from_bytes(data, Path(GRAPH_KEY))
 
 
+def describe_file(data: bytes) -> Manifest | None:
+    """Return the manifest of an ONNX file; None where it has none.
+
+    Raises:
+        ModelError: it is not ONNX, or its manifest is wrong.
+    """
+    metadata = {entry.key: entry.value for entry in load_onnx(data).metadata_props}
+    return Manifest.from_metadata(metadata) if METADATA_KEY in metadata else None
+
+
+def calibrate(model: ModelProto, pictures: Pictures) -> ModelProto:
+    """Return the model with thresholds and quantiles of its own scores, in place of those of the learned graph.
+
+    As in learning, a node's threshold is the 5 % quantile; nodes of a class's graph are calibrated on the pictures that
+    the model takes for that class and that are of it. Nodes without enough of them keep what they had.
+
+    Args:
+        model: with a graph.
+        pictures: of the model's classes.
+    """
+    known = manifest_of(model)
+    graph, section = attached_graph(model), known.explanatory_graph
+    if graph is None or section is None:
+        raise ModelError("the file has no explanatory graph, so there is nothing to calibrate")
+    session, size, step = open_session(model.SerializeToString()), known.input, 32
+    scores: list[list[Float32Array]] = [[] for _ in section.layers]
+    whose = []
+    batches = track(pictures.batches(size.height, size.width, step), "calibrating", -(-len(pictures) // step))
+    for pixels in batches:
+        answer = session.run_images(known, to_model_input(pixels))
+        whose.append(np.zeros(len(pixels), np.int64) if section.graph is None else answer[section.graph])
+        for place, layer in enumerate(section.layers):
+            scores[place].append(answer[layer.score])
+    chosen = np.concatenate(whose)
+    counts = np.ones(len(chosen), np.bool_) if section.graph is None else chosen == pictures.label
+    layers = []
+    for learned, found in zip(graph.layers, scores, strict=True):
+        all_scores, quantiles, threshold = np.concatenate(found), learned.quantiles.copy(), learned.threshold.copy()
+        for number in range(len(learned.filter)):
+            own = all_scores[counts & (chosen == number)]
+            if len(own) >= QUANTILES:
+                quantiles[number] = np.quantile(own, np.linspace(0, 1, QUANTILES), axis=0).T
+                threshold[number] = quantiles[number, :, 1]
+        layers.append(replace(learned, quantiles=quantiles, threshold=threshold))
+    return _attached(without_graph(model), replace(graph, layers=tuple(layers)), _numbers(section), section.form)
+
+
+def _numbers(section: ExplanatoryGraphSection) -> list[list[npt.NDArray[np.int64]]]:
+    return [[np.array([n for n in own if n >= 0], np.int64) for own in layer.node] for layer in section.layers]
+
+
 def prove_graph(before: ModelProto, after: ModelProto, images: Float32Array) -> float:
     """Run the model with and without its graph, find the nodes anew in numpy, return the largest difference of scores.
 
@@ -110,7 +173,7 @@ def prove_graph(before: ModelProto, after: ModelProto, images: Float32Array) -> 
     Raises:
         ModelError: another output changed, or nodes of the hard form are elsewhere or score otherwise.
     """
-    described = Manifest.from_metadata({entry.key: entry.value for entry in after.metadata_props})
+    described = manifest_of(after)
     graph, section = attached_graph(after), described.explanatory_graph
     if graph is None or section is None:
         raise ModelError("the file has no explanatory graph, so there is nothing to prove")

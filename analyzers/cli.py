@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from analyzers.errors import DataError, PellucidError
+from analyzers.errors import DataError, ModelError, PellucidError
 
 INTERRUPTED = 130
 
@@ -60,3 +60,25 @@ def read_names(path: Path) -> tuple[str, ...]:
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; expected class names, one a line") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def read_model(path: Path) -> bytes:
+    """Read a model file.
+
+    Raises:
+        ModelError: it is not there, or the disk refuses.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def add_unreadable(command: argparse.ArgumentParser) -> None:
+    """Let a command say what is to be done about pictures that cannot be read."""
+    command.add_argument(
+        "--unreadable",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="what to do about pictures that cannot be read (default refuse)",
+    )

@@ -220,6 +220,15 @@ def probe(plain: Plain, layer: Layer = POOLED) -> tuple[Session, str | None]:
     return open_session(model.SerializeToString()), tensor
 
 
+def manifest_of(model: ModelProto) -> Manifest:
+    """Return a model's manifest.
+
+    Raises:
+        ModelError: it has none, or it is wrong.
+    """
+    return Manifest.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+
+
 def set_manifest(model: ModelProto, explained: Manifest) -> None:
     """Write the manifest into the metadata and remove what exporters leave behind (stack traces, local paths)."""
     others = {entry.key: entry.value for entry in model.metadata_props if entry.key != METADATA_KEY}

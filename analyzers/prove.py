@@ -10,8 +10,7 @@ from onnx import ModelProto, numpy_helper
 
 from analyzers import class_features, parts
 from analyzers.errors import ModelError
-from analyzers.manifest import Manifest
-from analyzers.plain import TOLERANCE, Layer, Plain, probe
+from analyzers.plain import TOLERANCE, Layer, Plain, manifest_of, probe
 from analyzers.runtime import open_session
 
 Float32Array = npt.NDArray[np.float32]
@@ -41,7 +40,7 @@ def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Arra
     Raises:
         ModelError: the logits changed, the best classes are others, a ledger does not add up, or a peak moved.
     """
-    described = Manifest.from_metadata({e.key: e.value for e in explained.metadata_props})
+    described = manifest_of(explained)
     section, scores = described.class_features, described.scores.tensor
     if section is None:
         raise ModelError("the file has no class features, so there is nothing to prove")

@@ -14,6 +14,7 @@ import training
 from tests.conftest import ROOT
 
 OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime", "progress", "figure"} | {
+    "attach_command",
     "attach_graph",
     "conv_maps",
     "fingerprint",

@@ -48,7 +48,7 @@ def one_sentence(capfd: pytest.CaptureFixture[str]) -> str:
         (["--size=-5,-5"], "the input 'image' is 16 x 16, not -5 x -5"),
         (["--split=all", "--data={folder}/empty"], "holds no pictures"),
         (["--data={folder}/plain.onnx"], "is not a .npz pack"),
-        (["--data={folder}/damaged.npz"], "picture 2: is not a picture of a known format"),
+        (["--data={folder}/damaged.npz"], "picture 2 (owl): is not a picture of a known format"),
         (["--names={folder}/pack.npz"], "is not UTF-8 text; expected class names, one a line"),
         (["--names={folder}/two.txt"], "the model has 3 classes and there are 2 names"),
         (["--names={folder}/other.txt"], "only one of them has elk, owl"),

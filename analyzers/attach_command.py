@@ -1,0 +1,165 @@
+"""`pellucid-analyze attach`: explanations for an ONNX classifier, proved before anything is written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from analyzers import cli
+from analyzers.attach import DEFAULT_MAX_CLASSES, Selection, attach, select
+from analyzers.attach_graph import (
+    NODES,
+    NODES_OF_A_CLASS,
+    attach_graph,
+    calibrate,
+    describe_file,
+    prove_graph,
+    without_graph,
+)
+from analyzers.check_pictures import check_pictures
+from analyzers.class_features import check_index_sets
+from analyzers.errors import DataError
+from analyzers.explanatory_graph import ExplanatoryGraph
+from analyzers.files import write_atomically
+from analyzers.graph_file import load_graph
+from analyzers.manifest import ModelInput, Provenance
+from analyzers.pictures import Pictures
+from analyzers.pixels import to_model_input
+from analyzers.plain import Layer, Plain, load_onnx, manifest_of, read_plain
+from analyzers.progress import track
+from analyzers.prove import prove
+from analyzers.read_pictures import read_pictures
+
+PROOF_PICTURES = 32
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command understands."""
+    command.add_argument("model", type=Path, metavar="MODEL.onnx", help="plain, or explained already where --graph is")
+    command.add_argument("--data", type=Path, metavar="DIR|PACK", help="labelled pictures to find class features on")
+    command.add_argument("--graph", type=Path, metavar="graph.npz", help="explanatory graph learned from this model")
+    command.add_argument(
+        "--graph-nodes",
+        type=int,
+        metavar="N",
+        help=f"of each layer (default {NODES}, of a graph for each class {NODES_OF_A_CLASS}); their parents come along",
+    )
+    command.add_argument(
+        "--graph-form",
+        choices=("hard", "soft"),
+        default="hard",
+        help="a node is at its best cell (default), or at the weighted mean of cells, calibrated on --data",
+    )
+    cli.add_unreadable(command)
+    command.add_argument("--split", default="train", help="which of them to fit on: train, test, all (default train)")
+    command.add_argument("--k1", type=int, default=5, help="features counted per picture (default 5)")
+    command.add_argument("--k2", type=int, default=5, help="class-specific features per class (default 5)")
+    command.add_argument(
+        "--rule",
+        choices=("contribution", "feature"),
+        default="contribution",
+        help="what ranks a feature: weight x feature (default), or the feature itself as in the paper",
+    )
+    command.add_argument("--indices", type=Path, metavar="FILE.json", help="take these sets: {class: [features]}")
+    command.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line (default: the data's)")
+    command.add_argument("--mean", type=cli.triple, metavar="R,G,B", help="subtracted from pictures in 0..1")
+    command.add_argument("--std", type=cli.triple, metavar="R,G,B", help="then divided by")
+    command.add_argument("--size", type=cli.pair, metavar="H,W", help="picture size where the model leaves it open")
+    command.add_argument("--max-classes", type=int, default=DEFAULT_MAX_CLASSES, help="ledgers per answer at most")
+    command.add_argument("--output", type=Path, required=True, metavar="models/NAME/1/model.onnx")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Find the class features on labelled pictures, add the explanation outputs, prove them, write the file.
+
+    With `--graph` the explanatory graph is added as well; to a file that has its class features already, that alone.
+    """
+    data = cli.read_model(options.model)
+    pictures = None if options.data is None else check_pictures(read_pictures(options.data), options.unreadable)
+    graph = None if options.graph is None else load_graph(options.graph)
+    known = describe_file(data)
+    said: list[str] = []
+    if graph is not None and known is not None and (pictures is None or known.class_features is not None):
+        explained = load_onnx(data)
+    elif pictures is None:
+        raise DataError(f"{options.model} has no explanations yet; give labelled pictures with --data")
+    else:
+        explained, sentence = _attach_class_features(options, data, pictures)
+        said.append(sentence)
+    if graph is not None:
+        explained, sentence = _attach_graph(options, explained, graph, pictures)
+        said.append(sentence)
+    write_atomically(options.output, explained.SerializeToString(deterministic=True))
+    print(f"{options.output}: logits unchanged, {', '.join(said)}")
+
+
+def _attach_class_features(options: argparse.Namespace, data: bytes, pictures: Pictures) -> tuple[ModelProto, str]:
+    names = cli.read_names(options.names) if options.names else pictures.names
+    plain = read_plain(data, names=names, mean=options.mean, std=options.std, size=options.size)
+    pictures = pictures.relabelled(plain.manifest.classes).of_split(options.split)
+    selection = _selection(options, plain, pictures)
+    explained = attach(
+        plain,
+        selection,
+        max_classes=options.max_classes,
+        provenance=Provenance(
+            producer=plain.manifest.provenance.producer,
+            data=f"{options.data.name}, {options.split}",
+            data_fingerprint=pictures.fingerprint(),
+            pictures=len(pictures),
+        ),
+    )
+    proof = prove(plain, explained, Layer(), _proof_pictures(plain.manifest.input, pictures))
+    return explained, f"ledgers add up within {proof.completeness_gap:.1e}"
+
+
+def _attach_graph(
+    options: argparse.Namespace, model: ModelProto, graph: ExplanatoryGraph, pictures: Pictures | None
+) -> tuple[ModelProto, str]:
+    """Attach the graph to a model with a manifest, and prove it."""
+    known = manifest_of(model)
+    fitted = None
+    if options.graph_form == "soft":
+        if pictures is None:
+            raise DataError("soft nodes score otherwise than those that were learned; give --data to calibrate them on")
+        fitted = pictures.relabelled(known.classes).of_split(options.split)
+    with_graph = attach_graph(model, graph, nodes=options.graph_nodes, form=options.graph_form)
+    if fitted is not None:
+        with_graph = calibrate(with_graph, fitted)
+    gap = prove_graph(without_graph(model), with_graph, _proof_pictures(known.input, pictures))
+    section = manifest_of(with_graph).explanatory_graph
+    numbers = [] if section is None else [number for layer in section.layers for own in layer.node for number in own]
+    nodes = sum(number >= 0 for number in numbers)
+    where = f"where numpy finds them within {gap:.1e}" if options.graph_form == "hard" else "calibrated"
+    return with_graph, f"{nodes} nodes {where}"
+
+
+def _selection(options: argparse.Namespace, plain: Plain, pictures: Pictures) -> Selection:
+    if options.indices is not None:
+        try:
+            document = json.loads(options.indices.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise DataError(f"{options.indices} is not JSON; expected {{class number: [feature numbers]}}") from None
+        classes, features = plain.found.head.weight.shape
+        return Selection(check_index_sets(document, classes, features), None, "given")
+    size, step = plain.manifest.input, 32
+    batches = zip(
+        map(to_model_input, pictures.batches(size.height, size.width, step)),
+        (pictures.label[start : start + step] for start in range(0, len(pictures), step)),
+        strict=True,
+    )
+    shown = track(batches, "class features", -(-len(pictures) // step))
+    return select(plain, shown, k1=options.k1, k2=options.k2, rule=options.rule)
+
+
+def _proof_pictures(size: ModelInput, pictures: Pictures | None) -> np.ndarray:
+    """Return real pictures, if there are any, and random ones."""
+    random = np.random.default_rng(0).random((4, 3, size.height, size.width), np.float32)
+    if pictures is None:
+        return random
+    real = pictures.take(np.arange(min(len(pictures), PROOF_PICTURES))).decoded(size.height, size.width)
+    return np.concatenate([to_model_input(real), random])
