@@ -19,6 +19,10 @@ from analyzers.read_pictures import read_pictures
 from analyzers.runtime import open_session
 
 PROGRAM = "pellucid-analyze"
+_PRINTED = {
+    "parts": ("location_instability", "tracking_ratio"),
+    "explanatory_graph": ("location_instability", "tracking_ratio", "purity", "predictive_gain", "part_localization"),
+}
 PROOF_PICTURES = 32
 
 
@@ -82,11 +86,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     for row in report.get("accuracy_by_k", ()):
         print(f"{'  k = ' + str(row['k']):<24} {row['value']:.4f} ± {row['standard_error']:.4f}")
     print(f"{'completeness_gap':<24} {report['completeness_gap']['value']:.1e}")
-    for name in ("location_instability", "tracking_ratio"):
-        figure = report.get("parts", {}).get(name)
-        if figure is not None and figure["value"] is not None:
-            controls = ", ".join(f"{control} {value:.3f}" for control, value in figure["controls"].items())
-            print(f"{name:<24} {figure['value']:.3f} ± {figure['standard_error']:.3f}  ({controls})")
+    for row, names in _PRINTED.items():
+        figures = {name: report[row][name] for name in names if name in report.get(row, {})}
+        known = {name: figure for name, figure in figures.items() if figure["value"] is not None}
+        if known:
+            print(f"{row}")
+        for name, figure in known.items():
+            error = "" if figure["standard_error"] is None else f" ± {figure['standard_error']:.3f}"
+            controls = ", ".join(f"{control} {value:.3f}" for control, value in figure["controls"].items() if value)
+            print(f"{'  ' + name:<24} {figure['value']:.3f}{error}  ({controls})")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from analyzers.attach_graph import attached_graph
 from analyzers.class_features import Histogram, Rule, membership
 from analyzers.errors import ModelError
 from analyzers.graph import find_classifier
+from analyzers.graph_evaluate import evaluate_graph
 from analyzers.manifest import ClassFeatures, Manifest
 from analyzers.metrics import own_category
 from analyzers.off_centre import move_marks, move_pixels, random_steps
@@ -92,7 +94,10 @@ def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_siz
     decomposed = not answers.rest.any()
     if section.rule != "given" and not decomposed and split != "train" and (pictures.split == 0).any():
         report["accuracy_by_k"] = _curve(explained, section, pictures.of_split("train"), tested, answers, batch_size)
-    return report | _parts(explained, tested, answers, batch_size)
+    report |= _parts(explained, tested, answers, batch_size)
+    if (attached := attached_graph(graph)) is not None:
+        report["explanatory_graph"] = evaluate_graph(graph, attached, described.input, tested, batch_size)
+    return report
 
 
 def _share(hits: npt.NDArray[np.bool_]) -> Figure:

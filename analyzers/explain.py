@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzers import class_features, parts
+from analyzers import class_features, nodes, parts
 from analyzers.errors import InvalidInputError
 from analyzers.explanation import Explanation, Parts, Prediction
 from analyzers.geometry import Frame
@@ -19,6 +19,7 @@ Outputs = Mapping[str, npt.NDArray[Any]]
 
 DEFAULT_TOP_K_CLASSES = 5
 DEFAULT_TOP_K_REASONS = 10
+DEFAULT_MAX_NODES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +30,23 @@ class Wanted:
         rows: names of rows; every row of the model where empty.
         top_k_classes: how many classes, 0 for the default.
         top_k_reasons: how many reasons per row and class, 0 for the default.
+        max_nodes: how many nodes of each layer of the explanatory graph, 0 for the default.
+        min_percentile: 0..100, nodes below it are left out.
     """
 
     rows: frozenset[str] = frozenset()
     top_k_classes: int = 0
     top_k_reasons: int = 0
+    max_nodes: int = 0
+    min_percentile: float = 0.0
 
     def __post_init__(self) -> None:
         for row in sorted(self.rows):
             if row not in ROWS:
                 raise InvalidInputError("rows", f"has the unknown row '{row[:40]}'; there are {', '.join(ROWS)}")
-        for name in ("top_k_classes", "top_k_reasons"):
+        if not 0 <= self.min_percentile <= 100:
+            raise InvalidInputError("min_percentile", f"is {self.min_percentile:g}; expected 0 to 100")
+        for name in ("top_k_classes", "top_k_reasons", "max_nodes"):
             if (value := getattr(self, name)) < 0:
                 raise InvalidInputError(name, f"is {value}; expected 0 (the default) or more")
 
@@ -70,6 +77,17 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
         height=frame.height,
         parts=Parts(tuple(fired.values())[:top_k_reasons], manifest.parts.layer)
         if manifest.parts is not None and wanted.includes("parts")
+        else None,
+        explanatory_graph=nodes.decode(
+            manifest.explanatory_graph,
+            manifest.classes,
+            outputs,
+            row,
+            frame,
+            min_percentile=wanted.min_percentile,
+            max_nodes=wanted.max_nodes or DEFAULT_MAX_NODES,
+        )
+        if manifest.explanatory_graph is not None and wanted.includes("explanatory_graph")
         else None,
         class_features=class_features.decode(
             manifest.class_features,

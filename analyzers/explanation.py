@@ -163,13 +163,13 @@ class Explanation:
         width: width in pixels of the picture that positions refer to.
         height: its height.
         parts: which filters fired where; None if not asked for or not to be had.
-        explanatory_graph: which part patterns are present where; None alike.
         class_features: one ledger for each of `predictions`; None alike.
+        explanatory_graph: which part patterns are present where; None alike.
     """
 
     predictions: tuple[Prediction, ...]
     width: int
     height: int
     parts: Parts | None = None
-    explanatory_graph: ExplanatoryGraph | None = None
     class_features: tuple[Ledger, ...] | None = None
+    explanatory_graph: ExplanatoryGraph | None = None

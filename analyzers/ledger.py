@@ -1,8 +1,8 @@
-"""An Explanation as text: the prediction, and the ledger that adds up to its logit."""
+"""An Explanation as text: the prediction, the ledger that adds up to its logit, and the tree of part patterns."""
 
 from __future__ import annotations
 
-from analyzers.explanation import Contribution, Explanation, Ledger
+from analyzers.explanation import Contribution, Explanation, ExplanatoryGraph, Ledger, Node
 
 
 def render(explanation: Explanation, title: str = "") -> str:
@@ -17,6 +17,8 @@ def render(explanation: Explanation, title: str = "") -> str:
             f"  filter {part.filter} fired at ({part.x:.0f}, {part.y:.0f}), score {part.score:.2f}"
             for part in explanation.parts.parts
         ]
+    if explanation.explanatory_graph is not None:
+        lines += _tree(explanation.explanatory_graph)
     if others:
         lines.append("  not: " + ", ".join(f"{other.class_name} {other.probability:.1%}" for other in others))
     return "\n".join(lines)
@@ -33,6 +35,29 @@ def _ledger(ledger: Ledger) -> list[str]:
         f"  {'-' * 8}",
         f"  {ledger.total:+8.3f}  = logit of {ledger.class_name} ({ledger.logit:+.3f})",
     ]
+
+
+def _tree(graph: ExplanatoryGraph) -> list[str]:
+    """Return the nodes, each below its parent of the highest percentile."""
+    best = {(node.layer, node.node): node for node in graph.nodes}
+    below: dict[tuple[int, int] | None, list[Node]] = {}
+    for node in graph.nodes:
+        parents = [best[node.layer - 1, parent] for parent in node.parents]
+        parent = max(parents, key=lambda parent: parent.percentile, default=None)
+        below.setdefault(None if parent is None else (parent.layer, parent.node), []).append(node)
+    whose = f" of {graph.class_name}" if graph.class_name else ""
+    lines = [f"  explanatory graph{whose}: {len(graph.nodes)} part patterns{', mirrored' if graph.mirrored else ''}"]
+
+    def write(node: Node, depth: int) -> None:
+        others = f", under {len(node.parents) - 1} more" if len(node.parents) > 1 else ""
+        place = f"at ({node.x:.0f}, {node.y:.0f}), percentile {node.percentile:.0f}{others}"
+        lines.append(f"    {'  ' * depth}layer {node.layer} node {node.node}, filter {node.filter} {place}")
+        for child in below.get((node.layer, node.node), ()):
+            write(child, depth + 1)
+
+    for root in below.get(None, ()):
+        write(root, 0)
+    return lines
 
 
 def describe(entry: Contribution) -> str:

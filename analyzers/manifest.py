@@ -121,6 +121,19 @@ class ExplanatoryGraph(_Section):
     mirrored: str | None = None
     """Output, bool (batch,): whether the picture is taken as mirrored."""
 
+    @model_validator(mode="after")
+    def _nodes_and_parents_exist(self) -> ExplanatoryGraph:
+        graphs, above = len(self.layers[0].node), 0
+        for layer in self.layers:
+            nodes = {len(own) for table in (layer.node, layer.filter, layer.parents) for own in table}
+            if {len(table) for table in (layer.node, layer.filter, layer.parents)} != {graphs} or len(nodes) != 1:
+                raise ValueError(f"node, filter and parents of '{layer.layer}' have different lengths")
+            parents = [parent for graph in layer.parents for node in graph for parent in node]
+            if parents and not 0 <= min(parents) <= max(parents) < above:
+                raise ValueError(f"nodes of '{layer.layer}' name parents that the layer above has not")
+            above = nodes.pop()
+        return self
+
 
 class ClassFeatures(_Section):
     """Contributions of class-specific features (arXiv 2112.07719) for the best `max_classes` classes."""
@@ -175,6 +188,13 @@ class Manifest(_Section):
         strange = [number for number in learned_for if not 0 <= number < len(self.classes)]
         if strange:
             raise ValueError(f"filters were learned for class {strange[0]}, but there are {len(self.classes)} classes")
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_belong_to_classes(self) -> Manifest:
+        graph = self.explanatory_graph
+        if graph is not None and len(graph.layers[0].node) != (1 if graph.graph is None else len(self.classes)):
+            raise ValueError(f"there are {len(graph.layers[0].node)} graphs for {len(self.classes)} classes")
         return self
 
     @property

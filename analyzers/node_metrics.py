@@ -74,7 +74,7 @@ def locate_part(
 ) -> FloatArray:
     """Predict where a part is from the nodes that kept the same displacement from it in a few marked pictures.
 
-    Section 4.6 of our specification, our own rule: of each node Delta = mean(mark - position) over the marked
+    Our own rule: of each node Delta = mean(mark - position) over the marked
     pictures and rho its spread; the `nodes` with the best mean log S - |Delta|^2 / (2 (4 smallest)^2) - log rho vote
     with weight percentile / rho^2.
 

@@ -63,6 +63,8 @@ class Client:
         rows: Sequence[str] = (),
         top_k_classes: int = 0,
         top_k_reasons: int = 0,
+        max_nodes: int = 0,
+        min_percentile: float = 0.0,
     ) -> list[Explanation]:
         """Predict and explain pictures, all in one run of the model.
 
@@ -75,6 +77,8 @@ class Client:
             rows: which rows are wanted; all where left out.
             top_k_classes: how many classes, best first; 0 means 5.
             top_k_reasons: how many reasons per row and class, strongest first; 0 means 10.
+            max_nodes: how many nodes of each layer of the explanatory graph; 0 means 20.
+            min_percentile: nodes below it, 0..100, are left out.
 
         Raises:
             ServerError: the server refused or could not be reached; `code` says how.
@@ -82,7 +86,13 @@ class Client:
             OSError: a picture file cannot be read.
         """
         request = pb.ExplainRequest(
-            model=model, version=version, rows=rows, top_k_classes=top_k_classes, top_k_reasons=top_k_reasons
+            model=model,
+            version=version,
+            rows=rows,
+            top_k_classes=top_k_classes,
+            top_k_reasons=top_k_reasons,
+            max_nodes=max_nodes,
+            min_percentile=min_percentile,
         )
         _put_images(request, images)
         response: pb.ExplainResponse = self._call(self._stub.Explain, request)

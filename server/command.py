@@ -36,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--row", action="append", default=[], dest="rows", help="only this row; may be repeated")
     command.add_argument("--classes", type=int, default=0, metavar="N", help="how many classes (default 5)")
     command.add_argument("--reasons", type=int, default=0, metavar="N", help="how many reasons per class (default 10)")
+    command.add_argument("--nodes", type=int, default=0, metavar="N", help="of each layer of the graph (default 20)")
+    command.add_argument(
+        "--min-percentile", type=float, default=0.0, metavar="P", help="of nodes, 0 to 100 (default 0)"
+    )
     command.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the first picture's explanation")
     command.set_defaults(run=_explain)
 
@@ -53,6 +57,8 @@ def _explain(options: argparse.Namespace) -> None:
             rows=options.rows,
             top_k_classes=options.classes,
             top_k_reasons=options.reasons,
+            max_nodes=options.nodes,
+            min_percentile=options.min_percentile,
         )
     if options.json:
         answers = zip(options.pictures, explanations, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from analyzers import explanation as values
 from pellucid.v1 import explain_pb2 as pb
 
@@ -19,6 +21,17 @@ def to_message(explanation: values.Explanation) -> pb.Explanation:
     if explanation.parts is not None:
         message.parts.CopyFrom(
             pb.Parts(parts=[_part_message(part) for part in explanation.parts.parts], layer=explanation.parts.layer)
+        )
+    if (graph := explanation.explanatory_graph) is not None:
+        message.explanatory_graph.CopyFrom(
+            pb.ExplanatoryGraph(
+                nodes=[pb.Node(**asdict(node)) for node in graph.nodes],
+                layers=graph.layers,
+                class_name=graph.class_name,
+                right=graph.right,
+                down=graph.down,
+                mirrored=graph.mirrored,
+            )
         )
     if explanation.class_features is not None:
         message.class_features.CopyFrom(
@@ -38,9 +51,24 @@ def from_message(message: pb.Explanation) -> values.Explanation:
         parts=values.Parts(tuple(map(_part_value, message.parts.parts)), message.parts.layer)
         if message.HasField("parts")
         else None,
+        explanatory_graph=_graph_value(message.explanatory_graph) if message.HasField("explanatory_graph") else None,
         class_features=tuple(map(_ledger_value, message.class_features.ledgers))
         if message.HasField("class_features")
         else None,
+    )
+
+
+def _graph_value(graph: pb.ExplanatoryGraph) -> values.ExplanatoryGraph:
+    return values.ExplanatoryGraph(
+        nodes=tuple(
+            values.Node(n.layer, n.node, n.filter, n.x, n.y, n.score, n.percentile, tuple(n.parents))
+            for n in graph.nodes
+        ),
+        layers=tuple(graph.layers),
+        class_name=graph.class_name,
+        right=graph.right,
+        down=graph.down,
+        mirrored=graph.mirrored,
     )
 
 

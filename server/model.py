@@ -92,6 +92,21 @@ def _check(session: Session, manifest: Manifest) -> None:
         }
         shapes |= {features.contributions: (2, top, k), features.rest: (2, classes), features.bias: (2, top)}
         integers |= {features.classes, features.features}
+    booleans: set[str] = set()
+    if (graph := manifest.explanatory_graph) is not None:
+        for layer in graph.layers:
+            nodes = len(layer.node[0])
+            shapes |= {layer.position: (2, nodes, 2), layer.score: (2, nodes)}
+            shapes |= {layer.percentile: (2, nodes), layer.present: (2, nodes)}
+            booleans.add(layer.present)
+        if graph.graph is not None:
+            shapes[graph.graph] = (2,)
+            integers.add(graph.graph)
+        if graph.displacement is not None:
+            shapes[graph.displacement] = (2, 2)
+        if graph.mirrored is not None:
+            shapes[graph.mirrored] = (2,)
+            booleans.add(graph.mirrored)
     for tensor, shape in shapes.items():
         if tensor not in outputs:
             raise ModelError(f"the manifest names the output '{tensor}' but the graph has none of that name")
@@ -99,13 +114,13 @@ def _check(session: Session, manifest: Manifest) -> None:
             raise ModelError(
                 f"the output '{tensor}' has shape {list(outputs[tensor].shape)}, the manifest means {list(shape)}"
             )
-        if (outputs[tensor].dtype.kind == "i") != (tensor in integers):
-            raise ModelError(
-                f"the output '{tensor}' is {outputs[tensor].dtype}, the manifest means"
-                f" {'integers' if tensor in integers else 'floats'}"
-            )
+        meant = "integers" if tensor in integers else "booleans" if tensor in booleans else "floats"
+        if outputs[tensor].dtype.kind != meant[0]:
+            raise ModelError(f"the output '{tensor}' is {outputs[tensor].dtype}, the manifest means {meant}")
     if parts is not None and not (outputs[parts.cell] < parts.grid.cells[0] * parts.grid.cells[1]).all():
         raise ModelError(f"the output '{parts.cell}' lies outside the grid of {list(parts.grid.cells)} cells")
+    if graph is not None and graph.graph is not None and not (outputs[graph.graph] < len(graph.layers[0].node)).all():
+        raise ModelError(f"the output '{graph.graph}' names graphs that do not exist")
     if features is not None:
         _check_ledgers(manifest, outputs)
 

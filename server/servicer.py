@@ -20,7 +20,13 @@ class Servicer:
     def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
         """Predict and explain the pictures of a request in one run."""
         model = self._repository.get(request.model, request.version)
-        wanted = Wanted(frozenset(request.rows), request.top_k_classes, request.top_k_reasons)
+        wanted = Wanted(
+            frozenset(request.rows),
+            request.top_k_classes,
+            request.top_k_reasons,
+            request.max_nodes,
+            request.min_percentile,
+        )
         batch = read_batch(request, model.manifest.input, self._limits)
         explanations = model.explain(batch.images, batch.frames, wanted)
         return pb.ExplainResponse(
@@ -70,4 +76,8 @@ def _describe(model: ExplainedModel) -> pb.GetModelResponse:
         ),
         execution_provider=model.session.provider,
         sha256=model.sha256,
+        graph_layers=[
+            pb.GraphLayer(layer=layer.layer, nodes=max(map(len, layer.node)))
+            for layer in (() if manifest.explanatory_graph is None else manifest.explanatory_graph.layers)
+        ],
     )

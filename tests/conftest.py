@@ -18,7 +18,10 @@ import pytest
 from PIL import Image
 
 from analyzers.attach import Selection, attach, select
+from analyzers.explanatory_graph import ExplanatoryGraph, GraphLayer, Root
 from analyzers.files import write_atomically
+from analyzers.fingerprint import maps_fingerprint
+from analyzers.manifest import Grid
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
 from analyzers.plain import Layer, Plain, read_plain
@@ -85,6 +88,45 @@ def explain_tiny(seed: int = 0, k: int = 3) -> tuple[Plain, Selection, onnx.Mode
     images = to_model_input(pictures.decoded(SIZE, SIZE))
     selection = select(plain, [(images, pictures.label)], k1=k, k2=k, rule="contribution")
     return plain, selection, attach(plain, selection, layer=Layer())
+
+
+def tiny_graph(model: onnx.ModelProto, classes: tuple[str, ...] = ()) -> ExplanatoryGraph:
+    """Return a random explanatory graph of the tiny classifier: its one conv map serves as both layers."""
+    random, graphs = np.random.default_rng(7), max(1, len(classes))
+
+    def layer(nodes: int, above: int) -> GraphLayer:
+        shape = (graphs, nodes)
+        filters = random.integers(0, FILTERS, shape)
+        filters[:, -1] = -1
+        return GraphLayer(
+            tensor="relu",
+            grid=Grid(cells=(8, 8), stride=(2, 2), offset=(0.5, 0.5), receptive_field=(3, 3)),
+            scale=np.full(FILTERS, 0.5, np.float32),
+            floor=np.zeros(FILTERS, np.float32),
+            filter=filters,
+            prior=random.random((*shape, 2), np.float32),
+            mean=random.random((*shape, 2), np.float32),
+            sigma=(0.1 + 0.3 * random.random(shape)).astype(np.float32),
+            spread=(0.1 + 0.3 * random.random(shape)).astype(np.float32),
+            parents=random.integers(0, above - 1, (*shape, 3)) if above else np.zeros((*shape, 0), np.int64),
+            threshold=np.full(shape, -3, np.float32),
+            quantiles=np.sort(random.normal(0.5, 0.7, (*shape, 21)), 2).astype(np.float32),
+            rank=random.random(shape, np.float32),
+            top_picture=np.zeros((*shape, 1), np.int64),
+            top_score=np.zeros((*shape, 1), np.float32),
+            top_position=np.zeros((*shape, 1, 2), np.float32),
+        )
+
+    table = np.stack(np.meshgrid([-0.2, 0, 0.2], [-0.2, 0, 0.2], indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
+    voters = np.tile(np.arange(4), (graphs, 1))
+    return ExplanatoryGraph(
+        layers=(layer(10, 0), layer(14, 10)),
+        root=Root(voters, table, np.zeros((graphs, 2), np.float32), 0.06, mirrored=True),
+        classes=classes,
+        model=maps_fingerprint(model, ["relu", "relu"]),
+        data="cd" * 32,
+        pictures=9,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "conv_maps",
     "fingerprint",
     "gallery",
+    "graph_evaluate",
     "graph_inference",
     "page",
 }

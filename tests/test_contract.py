@@ -61,12 +61,24 @@ def test_every_element_of_the_contract_is_explained() -> None:
 
 
 def test_an_explanation_survives_the_way_over_the_wire() -> None:
-    from analyzers.explanation import Box, Contribution, Explanation, Ledger, Part, Parts, Prediction
+    from analyzers.explanation import (
+        Box,
+        Contribution,
+        Explanation,
+        ExplanatoryGraph,
+        Ledger,
+        Node,
+        Part,
+        Parts,
+        Prediction,
+    )
     from server.convert import from_message, to_message
 
     part = Part(3, 1.5, 10.0, 20.5, Box(8, 18, 12, 23), Box(0, 0, 32, 48), "owl")
     ledger = Ledger(1, "owl", 2.5, (Contribution(3, 1.25, 0.5, part), Contribution(4, 0.5, 0.25)), 0.25, -0.5, 1.0)
-    sent = Explanation((Prediction(1, "owl", 2.5, 0.75),), 64, 48, Parts((part,), "map"), (ledger,))
+    nodes = (Node(0, 5, 3, 10.5, 20.25, -1.5, 75.0), Node(1, 7, 2, 11.5, 21.0, -2.5, 50.0, (5,)))
+    graph = ExplanatoryGraph(nodes, ("top", "low"), "owl", 1.5, -2.25, mirrored=True)
+    sent = Explanation((Prediction(1, "owl", 2.5, 0.75),), 64, 48, Parts((part,), "map"), (ledger,), graph)
     assert from_message(pb.Explanation.FromString(to_message(sent).SerializeToString())) == sent
     bare = Explanation((Prediction(0, "cat", 0.5, 0.5),), 1, 1)
     assert from_message(to_message(bare)) == bare
