@@ -48,7 +48,7 @@ class _Writer:
     def constant(self, array: npt.ArrayLike, dtype: type = np.float32) -> str:
         self.count += 1
         name = f"{ROW}/constant_{self.count}"
-        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype), name))
+        self.graph.initializer.append(numpy_helper.from_array(np.array(array, dtype, order="C"), name))
         return name
 
     def output(self, name: str, kind: int, *shape: str | int) -> str:
@@ -64,15 +64,16 @@ class _Scene:
         write: the model.
         chosen: each picture's graph, int64 (batch,); None for one graph for all.
         size: (height, width) of the model's input.
-        mirrored: bool (batch, 1), whether a picture is taken as mirrored; None where that is not tried.
         form: of the inference.
+        turn: factor and summand, (batch, 1, 2), between places in the picture as it is and as it is taken, the same
+            both ways; None where mirroring is not tried.
     """
 
     write: _Writer
     chosen: str | None
     size: tuple[int, int]
-    mirrored: str | None
     form: Form
+    turn: tuple[str, str] | None = None
 
     def of_graph(self, array: npt.ArrayLike, dtype: type = np.float32) -> str:
         """Return numbers of the picture's graph: (graphs, ...) -> (batch or 1, ...)."""
@@ -86,11 +87,12 @@ class _Scene:
         picked = self.of_graph(numbers[..., None], np.int64)
         return self.write("GatherND", values, picked, batch_dims=1)
 
-    def mirrored_back(self, columns: str) -> str:
-        """Return 1 - columns (batch, nodes or cells) where the picture is taken as mirrored."""
-        if self.mirrored is None:
-            return columns
-        return self.write("Where", self.mirrored, self.write("Sub", self.write.constant(1.0), columns), columns)
+    def turned(self, places: str) -> str:
+        """Take places (batch, nodes, 2) from the picture as it is to the picture as it is taken, or back."""
+        if self.turn is None:
+            return places
+        factor, summand = self.turn
+        return self.write("Add", self.write("Mul", places, factor), summand)
 
 
 def append_inference(
@@ -117,53 +119,45 @@ def append_inference(
     chosen = None
     if graph.classes:
         chosen = write("ArgMax", logits, axis=1, keepdims=0, out=write.output(f"{ROW}.graph", TensorProto.INT64))
-    scene = _Scene(write, chosen, size, None, form)
-    maps = [_maps(scene, layer) for layer in graph.layers]
-    root, mirrored = None, None
+    scene = _Scene(write, chosen, size, form)
+    root, turn = None, None
     if graph.root is not None:
-        root, mirrored = _root(scene, graph.root, graph.layers[0], maps[0])
-        scene = _Scene(write, chosen, size, mirrored, form)
+        root, turn = _root(scene, graph.root, graph.layers[0])
+        scene = replace(scene, turn=turn)
     sections, away = [], None
     for place, layer in enumerate(graph.layers):
         if away is None:
             centre, log_scale = _from_root(scene, layer, root)
         else:
             centre, log_scale = _from_parents(scene, layer, graph.layers[place - 1], away)
-        section, away = _layer(scene, layer, maps[place], centre, log_scale, place, numbers[place])
+        section, away = _layer(scene, layer, centre, log_scale, place, numbers[place])
         sections.append(section)
     return manifest.ExplanatoryGraph(
         layers=tuple(sections),
         form=form,
         graph=f"{ROW}.graph" if graph.classes else None,
         displacement=None if root is None else f"{ROW}.displacement",
-        mirrored=None if mirrored is None else f"{ROW}.mirrored",
+        mirrored=None if turn is None else f"{ROW}.mirrored",
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Maps:
-    """F of the filters that nodes belong to, (batch, filters, height, width), and each node's place among them."""
-
-    activation: str
-    slot: Int64Array
-
-
-def _maps(scene: _Scene, layer: GraphLayer) -> _Maps:
-    write, used = scene.write, np.unique(np.maximum(layer.filter, 0))
-    picked = layer.tensor
-    if len(used) < len(layer.scale):
+def _activation(scene: _Scene, layer: GraphLayer, used: Int64Array) -> str:
+    """Return F of some filters, (batch, used, height, width)."""
+    write, picked = scene.write, layer.tensor
+    if len(used) < len(layer.scale) or (used != np.arange(len(used))).any():
         picked = write("Gather", picked, write.constant(used, np.int64), axis=1)
-    share = write("Div", picked, write.constant(layer.scale[used][:, None, None]))
+    share = write("Mul", picked, write.constant(1 / layer.scale[used][:, None, None]))
     above = write("Sub", share, write.constant(layer.floor[used][:, None, None])) if layer.floor.any() else share
-    return _Maps(write("Relu", above), np.searchsorted(used, np.maximum(layer.filter, 0)))
+    return write("Relu", above)
 
 
-def _root(scene: _Scene, root: Root, top: GraphLayer, maps: _Maps) -> tuple[str, str | None]:
-    """Return the root's displacement less its mean, (batch, 2), and whether pictures are taken as mirrored."""
+def _root(scene: _Scene, root: Root, top: GraphLayer) -> tuple[str, tuple[str, str] | None]:
+    """Return the root's displacement less its mean, (batch, 2), and how places turn in pictures taken as mirrored."""
     write, sigma = scene.write, root.sigma
     rows, columns = places(top, scene.size)
     down, right = _axes(root)
     real, node = root.nodes >= 0, np.maximum(root.nodes, 0)
+    filters = np.maximum(np.take_along_axis(top.filter, node, 1), 0)
     prior = np.take_along_axis(top.prior, node[..., None], 1).astype(np.float64)  # (graphs, voters, 2)
     hypotheses = (columns, 1 - columns) if root.mirrored else (columns,)
 
@@ -175,7 +169,8 @@ def _root(scene: _Scene, root: Root, top: GraphLayer, maps: _Maps) -> tuple[str,
     vertical = scene.of_graph(near(rows, 0, down))
     across = np.concatenate([near(cells, 1, right) for cells in hypotheses], 2)
     horizontal = scene.of_graph(across.swapaxes(2, 3))
-    voters = scene.of_nodes(maps.activation, np.take_along_axis(maps.slot, node, 1))
+    used = np.unique(filters)
+    voters = scene.of_nodes(_activation(scene, top, used), np.searchsorted(used, filters))
     mass = write("MatMul", write("MatMul", vertical, voters), horizontal)  # (batch, voters, down, kinds x right)
     votes = write("Log", write("Add", mass, write.constant(ROOT_EPS)))
     total = write("ReduceSum", votes, write.constant([1], np.int64), keepdims=0)
@@ -190,7 +185,9 @@ def _root(scene: _Scene, root: Root, top: GraphLayer, maps: _Maps) -> tuple[str,
         return away, None
     name = write.output(f"{ROW}.mirrored", TensorProto.BOOL)
     mirrored = write("GreaterOrEqual", best, write.constant(len(root.displacements), np.int64), out=name)
-    return away, write("Unsqueeze", mirrored, write.constant([1], np.int64))
+    number = write("Cast", mirrored, to=TensorProto.INT64)  # a column c becomes 1 - c
+    factor = write("Gather", write.constant([[[1, 1]], [[1, -1]]]), number, axis=0)
+    return away, (factor, write("Gather", write.constant([[[0, 0]], [[0, 1]]]), number, axis=0))
 
 
 def _axes(root: Root) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -217,19 +214,28 @@ def _from_parents(scene: _Scene, layer: GraphLayer, above: GraphLayer, away: str
     """Return the same from how far the nodes above, (batch, nodes above, 2), are from their mean positions."""
     write, spread = scene.write, layer.spread.astype(np.float64)
     graphs, nodes, most = layer.parents.shape
-    real, parent = layer.parents >= 0, np.maximum(layer.parents, 0).reshape(graphs, -1)
+    real, parent = layer.parents >= 0, np.maximum(layer.parents, 0)
     count = np.maximum(real.sum(-1), 1)
-    sigma = np.take_along_axis(above.sigma.astype(np.float64), parent, 1).reshape(layer.parents.shape)
+    sigma = np.take_along_axis(above.sigma.astype(np.float64), parent.reshape(graphs, -1), 1).reshape(parent.shape)
     sigma = np.where(real, sigma, 1.0)
     weight = np.where(real, 1 / (count[..., None] * sigma**2), 0.0)
-    of_parents = scene.of_nodes(away, parent)  # (batch, nodes x parents, 2)
-    delta = write("Reshape", of_parents, write.constant([0, nodes, most, 2], np.int64))
-    weighted = write("Mul", delta, scene.of_graph(weight[..., None]))
-    axis = write.constant([2], np.int64)
-    pulled = write("ReduceSum", weighted, axis, keepdims=0)
+    two = write.constant([2], np.int64)
+    squared = write("ReduceSum", write("Mul", away, away), two, keepdims=1)
+    triple = write("Concat", away, squared, axis=2)
+    if scene.chosen is None:  # one product with a table that is nearly all zeros is faster than picking
+        table = np.zeros((above.filter.shape[1], nodes))
+        np.add.at(table, (parent[0], np.arange(nodes)[:, None]), weight[0])
+        turned = write("Transpose", triple, perm=[0, 2, 1])
+        summed = write("Transpose", write("MatMul", turned, write.constant(table)), perm=[0, 2, 1])
+    else:
+        picked = scene.of_nodes(triple, parent.reshape(graphs, -1))
+        delta = write("Reshape", picked, write.constant([0, nodes, most, 3], np.int64))
+        summed = write("MatMul", scene.of_graph(weight[:, :, None]), delta)
+        summed = write("Reshape", summed, write.constant([0, nodes, 3], np.int64))
+    pulled = write("Gather", summed, write.constant([0, 1], np.int64), axis=2)
+    apart = write("Gather", summed, write.constant(2, np.int64), axis=2)
     shift = write("Mul", pulled, scene.of_graph(spread[..., None] ** 2))
-    apart = write("ReduceSum", write("Mul", weighted, delta), write.constant([2, 3], np.int64), keepdims=0)
-    agreed = write("ReduceSum", write("Mul", shift, pulled), axis, keepdims=0)  # |D|^2 / spread^2
+    agreed = write("ReduceSum", write("Mul", shift, pulled), two, keepdims=0)  # |D|^2 / spread^2
     disagreement = write("Relu", write("Sub", apart, agreed))
     constant = scene.of_graph(-np.log(2 * np.pi) - (np.log(sigma**2) * real).sum(-1) / count)
     log_scale = write("Sub", constant, write("Mul", disagreement, write.constant(0.5)))
@@ -237,39 +243,17 @@ def _from_parents(scene: _Scene, layer: GraphLayer, above: GraphLayer, away: str
 
 
 def _layer(
-    scene: _Scene,
-    layer: GraphLayer,
-    maps: _Maps,
-    centre: str,
-    log_scale: str,
-    place: int,
-    numbers: Sequence[Int64Array],
+    scene: _Scene, layer: GraphLayer, centre: str, log_scale: str, place: int, numbers: Sequence[Int64Array]
 ) -> tuple[manifest.GraphLayer, str]:
     """Append one layer; return its section and how far its nodes are from their mean positions."""
-    write, last = scene.write, scene.write.constant([-1], np.int64)
-    rows, columns = places(layer, scene.size)
-    rate = scene.of_graph(-0.5 / layer.spread.astype(np.float64)[..., None] ** 2)
-    expected = [write("Gather", centre, write.constant([axis], np.int64), axis=2) for axis in (0, 1)]
-    taken = scene.mirrored_back(write.constant(columns[None]))
-    if scene.mirrored is not None:
-        taken = write("Unsqueeze", taken, write.constant([1], np.int64))
-    gaussians = []
-    for cells, middle in ((write.constant(rows), expected[0]), (taken, expected[1])):
-        away = write("Sub", cells, middle)
-        gaussians.append(write("Mul", write("Mul", away, away), rate))  # (batch, nodes, cells)
-    of = _hard if scene.form == "hard" else _soft
-    found = of(scene, maps, gaussians, expected, taken, rows, columns)
-    count = layer.filter.shape[1]
-    name = f"{ROW}.{place}"
-    score = write("Add", found.score, log_scale, out=write.output(f"{name}.score", TensorProto.FLOAT, count))
-    back = scene.mirrored_back(found.column) if scene.form == "soft" else found.column
-    mirrored = found.column if scene.form == "soft" else scene.mirrored_back(found.column)
-    pairs = [[write("Unsqueeze", axis, last) for axis in (found.row, column)] for column in (back, mirrored)]
+    write, count, name = scene.write, layer.filter.shape[1], f"{ROW}.{place}"
+    here = scene.turned(centre)  # mirroring what is expected is as good as mirroring the cells
     position = write.output(f"{name}.position", TensorProto.FLOAT, count, 2)
-    write("Concat", *pairs[0], axis=2, out=position)
-    away = write("Sub", write("Concat", *pairs[1], axis=2), scene.of_graph(layer.mean))
-    _present(scene, layer, found, score, (rows, columns), f"{name}.present")
+    raw, fires = (_hard if scene.form == "hard" else _soft)(scene, layer, here, position)
+    score = write("Add", raw, log_scale, out=write.output(f"{name}.score", TensorProto.FLOAT, count))
+    _present(scene, layer, fires, score, position, f"{name}.present")
     _percentile(scene, layer, score, f"{name}.percentile")
+    away = write("Sub", scene.turned(position), scene.of_graph(layer.mean))
     parents = [
         tuple(tuple(int(p) for p in node if p >= 0) for node in graph) if place else ((),) * count
         for graph in layer.parents
@@ -288,115 +272,82 @@ def _layer(
     return section, away
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What a form finds, each (batch, nodes).
-
-    Attributes:
-        row: position.
-        column: position; of the hard form in the picture as it is, of the soft one as it is taken.
-        score: log S less log P at the expected place.
-        fires: whether there is anything there.
-    """
-
-    row: str
-    column: str
-    score: str
-    fires: str
-
-
-def _hard(
-    scene: _Scene,
-    maps: _Maps,
-    gaussians: list[str],
-    expected: list[str],
-    taken: str,
-    rows: npt.NDArray[np.float64],
-    columns: npt.NDArray[np.float64],
-) -> _Found:
+def _distances(scene: _Scene, layer: GraphLayer, here: str) -> tuple[str, str]:
+    """Return (cell - expected)^2 / (2 spread^2) along rows and along columns, (batch, nodes, cells)."""
     write = scene.write
-    height = write("Log", write("Add", maps.activation, write.constant(LOG_EPS)))
-    across = write("Unsqueeze", gaussians[1], write.constant([2], np.int64))
-    of_nodes = scene.of_nodes(height, maps.slot)  # (batch, nodes, height, width)
-    cells = write("Add", of_nodes, across)
-    per_row = write("ReduceMax", cells, write.constant([3], np.int64), keepdims=0)
-    per_row = write("Add", per_row, gaussians[0])
+    unit = np.sqrt(0.5) / layer.spread.astype(np.float64)[..., None]
+    middle = write("Mul", here, scene.of_graph(unit))
+    result = []
+    for axis, cells in enumerate(places(layer, scene.size)):
+        own = write("Gather", middle, write.constant([axis], np.int64), axis=2)
+        away = write("Sub", scene.of_graph(cells * unit), own)
+        result.append(write("Mul", away, away))
+    return result[0], result[1]
+
+
+def _hard(scene: _Scene, layer: GraphLayer, here: str, position: str) -> tuple[str, str]:
+    """Write positions; return log S less log P at the expected place, and whether the filter fires there."""
+    write, used = scene.write, np.unique(np.maximum(layer.filter, 0))
+    rows, columns = places(layer, scene.size)
+    down, across = _distances(scene, layer, here)
+    height = write("Log", write("Add", _activation(scene, layer, used), write.constant(LOG_EPS)))
+    of_nodes = scene.of_nodes(height, np.searchsorted(used, np.maximum(layer.filter, 0)))
+    cells = write("Sub", of_nodes, write("Unsqueeze", across, write.constant([2], np.int64)))
+    per_row = write("Sub", write("ReduceMax", cells, write.constant([3], np.int64), keepdims=0), down)
     row = write("ArgMax", per_row, axis=2, keepdims=1)
     in_row = write("GatherND", of_nodes, row, batch_dims=2)  # (batch, nodes, width)
-    column = write("ArgMax", write("Add", in_row, gaussians[1]), axis=2, keepdims=1)
-    here = write("GatherElements", in_row, column, axis=2)
+    column = write("ArgMax", write("Sub", in_row, across), axis=2, keepdims=1)
+    found = [write("Gather", write.constant(x), cell, axis=0) for x, cell in ((rows, row), (columns, column))]
+    write("Concat", *found, axis=2, out=position)
     two = write.constant([2], np.int64)
-    row, column, here = (write("Squeeze", name, two) for name in (row, column, here))
-    return _Found(
-        row=write("Gather", write.constant(rows), row, axis=0),
-        column=write("Gather", write.constant(columns), column, axis=0),
-        score=write("ReduceMax", per_row, two, keepdims=0),
-        fires=write("Greater", here, write.constant(_FIRES)),
-    )
+    there = write("Squeeze", write("GatherElements", in_row, column, axis=2), two)
+    return write("ReduceMax", per_row, two, keepdims=0), write("Greater", there, write.constant(_FIRES))
 
 
-def _soft(
-    scene: _Scene,
-    maps: _Maps,
-    gaussians: list[str],
-    expected: list[str],
-    taken: str,
-    rows: npt.NDArray[np.float64],
-    columns: npt.NDArray[np.float64],
-) -> _Found:
-    """Sum F P, F P times the row and F P times the column in two products of small matrices."""
-    write = scene.write
-    two, three = write.constant([2], np.int64), write.constant([3], np.int64)
-    down, across = (write("Exp", gaussian) for gaussian in gaussians)
-    left = write(
-        "Concat", *(write("Unsqueeze", x, two) for x in (down, write("Mul", down, write.constant(rows)))), axis=2
+def _soft(scene: _Scene, layer: GraphLayer, here: str, position: str) -> tuple[str, str]:
+    """Do the same with the sums of F P, F P times the row and F P times the column."""
+    write, used = scene.write, np.unique(np.maximum(layer.filter, 0))
+    rows, columns = places(layer, scene.size)
+    down, across = (
+        write("Exp", write("Neg", write("Unsqueeze", distance, write.constant([2], np.int64))))
+        for distance in _distances(scene, layer, here)
     )
-    right = write("Concat", *(write("Unsqueeze", x, three) for x in (across, write("Mul", across, taken))), axis=3)
-    moments = write("MatMul", write("MatMul", left, scene.of_nodes(maps.activation, maps.slot)), right)
+    of_nodes = scene.of_nodes(_activation(scene, layer, used), np.searchsorted(used, np.maximum(layer.filter, 0)))
+    left = write("Concat", down, write("Mul", down, write.constant(rows)), axis=2)
+    weighted = write("Mul", write("MatMul", left, of_nodes), across)  # (batch, nodes, 1 and row, width)
+    moments = write("MatMul", weighted, write.constant(np.stack((np.ones(len(columns)), columns), 1)))
     flat = write("Reshape", moments, write.constant([0, 0, 4], np.int64))  # mass, column, row, both
-    mass, column, row = (write("Gather", flat, write.constant([k], np.int64), axis=2) for k in range(3))
     floor = write.constant(LOG_EPS)
+    mass = write("Gather", flat, write.constant([0], np.int64), axis=2)
     total = write("Add", mass, floor)
-    places_found = [
-        write("Squeeze", write("Div", write("Add", moment, write("Mul", centre, floor)), total), two)
-        for moment, centre in ((row, expected[0]), (column, expected[1]))
-    ]
-    return _Found(
-        row=places_found[0],
-        column=places_found[1],
-        score=write("Squeeze", write("Log", total), two),
-        fires=write("Squeeze", write("Greater", mass, floor), two),
-    )
+    moment = write("Gather", flat, write.constant([2, 1], np.int64), axis=2)
+    write("Div", write("Add", moment, write("Mul", here, floor)), total, out=position)
+    two = write.constant([2], np.int64)
+    return write("Log", write("Squeeze", total, two)), write("Greater", write("Squeeze", mass, two), floor)
 
 
-def _present(
-    scene: _Scene,
-    layer: GraphLayer,
-    found: _Found,
-    score: str,
-    cells: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
-    name: str,
-) -> None:
+def _present(scene: _Scene, layer: GraphLayer, fires: str, score: str, position: str, name: str) -> None:
     write, count = scene.write, layer.filter.shape[1]
     threshold = np.where(layer.filter >= 0, layer.threshold, np.inf)
-    present = write("And", found.fires, write("GreaterOrEqual", score, scene.of_graph(threshold)))
+    present = write("And", fires, write("GreaterOrEqual", score, scene.of_graph(threshold)))
     name = write.output(name, TensorProto.BOOL, count)
     siblings = _siblings(layer)
     if not siblings.shape[2]:
         write("Identity", present, out=name)
         return
-    shape = write.constant([0, count, siblings.shape[2]], np.int64)
-    flat, last = siblings.reshape(len(siblings), -1), write.constant([2], np.int64)
-
-    def against(own: str) -> tuple[str, str]:
-        return write("Reshape", scene.of_nodes(own, flat), shape), write("Unsqueeze", own, last)
-
-    beaten = write("Greater", *against(score))
-    for axis, places_of in zip((found.row, found.column), cells, strict=True):
-        half = abs(places_of[1] - places_of[0]) / 2 if len(places_of) > 1 else 1.0
-        apart = write("Abs", write("Sub", *against(axis)))
-        beaten = write("And", beaten, write("Less", apart, write.constant(half)))
-    number = write("ReduceMax", write("Cast", beaten, to=TensorProto.FLOAT), last, keepdims=0)
+    half = [abs(x[1] - x[0]) / 2 if len(x) > 1 else 1.0 for x in places(layer, scene.size)]
+    one, two = write.constant([1], np.int64), write.constant([2], np.int64)
+    own = write("Concat", write("Unsqueeze", score, two), position, axis=2)
+    others = scene.of_nodes(own, siblings.swapaxes(1, 2).reshape(len(siblings), -1))
+    # Score, row and column come first and nodes last: long inner loops.
+    shape = write.constant([0, 3, siblings.shape[2], count], np.int64)
+    others = write("Reshape", write("Transpose", others, perm=[0, 2, 1]), shape)
+    apart = write("Sub", write("Unsqueeze", write("Transpose", own, perm=[0, 2, 1]), two), others)
+    low, high = (np.reshape(limits, (3, 1, 1)) for limits in ([-np.inf, -half[0], -half[1]], [0, *half]))
+    above = write("Greater", apart, write.constant(low))
+    beaten = write("And", above, write("Less", apart, write.constant(high)))
+    number = write("ReduceMin", write("Cast", beaten, to=TensorProto.FLOAT), one, keepdims=0)
+    number = write("ReduceMax", number, one, keepdims=0)
     write("And", present, write("Less", number, write.constant(0.5)), out=name)
 
 
@@ -417,11 +368,11 @@ def _siblings(layer: GraphLayer) -> Int64Array:
 
 def _percentile(scene: _Scene, layer: GraphLayer, score: str, name: str) -> None:
     """Interpolate linearly between the quantiles: each of the twenty steps between them that is climbed counts five."""
-    write, steps = scene.write, QUANTILES - 1
+    write = scene.write
     low = layer.quantiles[..., :-1].astype(np.float64)
     width = np.maximum(layer.quantiles[..., 1:] - low, _TINY)
     above = write("Sub", write("Unsqueeze", score, write.constant([2], np.int64)), scene.of_graph(low))
-    share = write("Clip", write("Mul", above, scene.of_graph(1 / width)), write.constant(0.0), write.constant(1.0))
-    total = write("ReduceSum", share, write.constant([2], np.int64), keepdims=0)
+    step = 100 / (QUANTILES - 1)
+    share = write("Clip", write("Mul", above, scene.of_graph(step / width)), write.constant(0.0), write.constant(step))
     name = write.output(name, TensorProto.FLOAT, layer.filter.shape[1])
-    write("Mul", total, write.constant(100 / steps), out=name)
+    write("ReduceSum", share, write.constant([2], np.int64), keepdims=0, out=name)
