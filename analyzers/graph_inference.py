@@ -4,8 +4,8 @@
     hard: a node is at its best cell, its score the largest log(F + LOG_EPS) + log P over cells.
     soft: it is at the mean of all cells weighted by F P, between cells, and its score is the log of that sum, to which
         LOG_EPS of F at the expected place is added, so that a node whose map is empty is there.
-A node is present if its filter fires there (F > LOG_EPS; soft: the sum counts instead), its score reaches its threshold
-and no other node of its filter has a better score at the same cell (soft: within half a cell).
+A node is present if its filter fires there (F > LOG_EPS; soft: the sum counts instead) and its score reaches its
+threshold. That no two patterns of a filter are reported at one place is left to `nodes.decode`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ ROW = "explanatory_graph"
 Form = Literal["hard", "soft"]
 Int64Array = npt.NDArray[np.int64]
 
-_FIRES = float(np.log(2 * LOG_EPS))  # of log(F + LOG_EPS)
 _TINY = 1e-12
 
 
@@ -141,14 +140,15 @@ def append_inference(
     )
 
 
-def _activation(scene: _Scene, layer: GraphLayer, used: Int64Array) -> str:
-    """Return F of some filters, (batch, used, height, width)."""
+def _activation(scene: _Scene, layer: GraphLayer, used: Int64Array, plus: float = 0.0) -> str:
+    """Return F + plus of some filters, (batch, used, height, width)."""
     write, picked = scene.write, layer.tensor
     if len(used) < len(layer.scale) or (used != np.arange(len(used))).any():
         picked = write("Gather", picked, write.constant(used, np.int64), axis=1)
     share = write("Mul", picked, write.constant(1 / layer.scale[used][:, None, None]))
-    above = write("Sub", share, write.constant(layer.floor[used][:, None, None])) if layer.floor.any() else share
-    return write("Relu", above)
+    if plus or layer.floor.any():
+        share = write("Add", share, write.constant(plus - layer.floor[used].astype(np.float64)[:, None, None]))
+    return write("Max", share, write.constant(plus))
 
 
 def _root(scene: _Scene, root: Root, top: GraphLayer) -> tuple[str, tuple[str, str] | None]:
@@ -251,7 +251,9 @@ def _layer(
     position = write.output(f"{name}.position", TensorProto.FLOAT, count, 2)
     raw, fires = (_hard if scene.form == "hard" else _soft)(scene, layer, here, position)
     score = write("Add", raw, log_scale, out=write.output(f"{name}.score", TensorProto.FLOAT, count))
-    _present(scene, layer, fires, score, position, f"{name}.present")
+    threshold = scene.of_graph(np.where(layer.filter >= 0, layer.threshold, np.inf))
+    present = write.output(f"{name}.present", TensorProto.BOOL, count)
+    write("And", fires, write("GreaterOrEqual", score, threshold), out=present)
     _percentile(scene, layer, score, f"{name}.percentile")
     away = write("Sub", scene.turned(position), scene.of_graph(layer.mean))
     parents = [
@@ -264,7 +266,7 @@ def _layer(
         position=position,
         score=score,
         percentile=f"{name}.percentile",
-        present=f"{name}.present",
+        present=present,
         node=tuple(tuple(map(int, np.pad(own, (0, count - len(own)), constant_values=-1))) for own in numbers),
         filter=tuple(tuple(map(int, graph)) for graph in layer.filter),
         parents=tuple(parents),
@@ -289,19 +291,26 @@ def _hard(scene: _Scene, layer: GraphLayer, here: str, position: str) -> tuple[s
     """Write positions; return log S less log P at the expected place, and whether the filter fires there."""
     write, used = scene.write, np.unique(np.maximum(layer.filter, 0))
     rows, columns = places(layer, scene.size)
-    down, across = _distances(scene, layer, here)
-    height = write("Log", write("Add", _activation(scene, layer, used), write.constant(LOG_EPS)))
-    of_nodes = scene.of_nodes(height, np.searchsorted(used, np.maximum(layer.filter, 0)))
-    cells = write("Sub", of_nodes, write("Unsqueeze", across, write.constant([2], np.int64)))
-    per_row = write("Sub", write("ReduceMax", cells, write.constant([3], np.int64), keepdims=0), down)
+    two = write.constant([2], np.int64)
+    # Not log F + log P but F P, so that no logarithm of whole maps is taken. With the nearest row and column at 1
+    # nothing that could win is lost to underflow: some cell has LOG_EPS at least.
+    near, least = [], []
+    for distance in _distances(scene, layer, here):
+        least.append(write("ReduceMin", distance, two, keepdims=1))
+        near.append(write("Exp", write("Sub", least[-1], distance)))
+    down, across = near
+    values = _activation(scene, layer, used, plus=LOG_EPS)
+    of_nodes = scene.of_nodes(values, np.searchsorted(used, np.maximum(layer.filter, 0)))
+    cells = write("Mul", of_nodes, write("Unsqueeze", across, two))
+    per_row = write("Mul", write("ReduceMax", cells, write.constant([3], np.int64), keepdims=0), down)
     row = write("ArgMax", per_row, axis=2, keepdims=1)
     in_row = write("GatherND", of_nodes, row, batch_dims=2)  # (batch, nodes, width)
-    column = write("ArgMax", write("Sub", in_row, across), axis=2, keepdims=1)
+    column = write("ArgMax", write("Mul", in_row, across), axis=2, keepdims=1)
     found = [write("Gather", write.constant(x), cell, axis=0) for x, cell in ((rows, row), (columns, column))]
     write("Concat", *found, axis=2, out=position)
-    two = write.constant([2], np.int64)
+    best = write("Sub", write("Log", write("ReduceMax", per_row, two, keepdims=1)), write("Add", *least))
     there = write("Squeeze", write("GatherElements", in_row, column, axis=2), two)
-    return write("ReduceMax", per_row, two, keepdims=0), write("Greater", there, write.constant(_FIRES))
+    return write("Squeeze", best, two), write("Greater", there, write.constant(2 * LOG_EPS))
 
 
 def _soft(scene: _Scene, layer: GraphLayer, here: str, position: str) -> tuple[str, str]:
@@ -324,46 +333,6 @@ def _soft(scene: _Scene, layer: GraphLayer, here: str, position: str) -> tuple[s
     write("Div", write("Add", moment, write("Mul", here, floor)), total, out=position)
     two = write.constant([2], np.int64)
     return write("Log", write("Squeeze", total, two)), write("Greater", write("Squeeze", mass, two), floor)
-
-
-def _present(scene: _Scene, layer: GraphLayer, fires: str, score: str, position: str, name: str) -> None:
-    write, count = scene.write, layer.filter.shape[1]
-    threshold = np.where(layer.filter >= 0, layer.threshold, np.inf)
-    present = write("And", fires, write("GreaterOrEqual", score, scene.of_graph(threshold)))
-    name = write.output(name, TensorProto.BOOL, count)
-    siblings = _siblings(layer)
-    if not siblings.shape[2]:
-        write("Identity", present, out=name)
-        return
-    half = [abs(x[1] - x[0]) / 2 if len(x) > 1 else 1.0 for x in places(layer, scene.size)]
-    one, two = write.constant([1], np.int64), write.constant([2], np.int64)
-    own = write("Concat", write("Unsqueeze", score, two), position, axis=2)
-    others = scene.of_nodes(own, siblings.swapaxes(1, 2).reshape(len(siblings), -1))
-    # Score, row and column come first and nodes last: long inner loops.
-    shape = write.constant([0, 3, siblings.shape[2], count], np.int64)
-    others = write("Reshape", write("Transpose", others, perm=[0, 2, 1]), shape)
-    apart = write("Sub", write("Unsqueeze", write("Transpose", own, perm=[0, 2, 1]), two), others)
-    low, high = (np.reshape(limits, (3, 1, 1)) for limits in ([-np.inf, -half[0], -half[1]], [0, *half]))
-    above = write("Greater", apart, write.constant(low))
-    beaten = write("And", above, write("Less", apart, write.constant(high)))
-    number = write("ReduceMin", write("Cast", beaten, to=TensorProto.FLOAT), one, keepdims=0)
-    number = write("ReduceMax", number, one, keepdims=0)
-    write("And", present, write("Less", number, write.constant(0.5)), out=name)
-
-
-def _siblings(layer: GraphLayer) -> Int64Array:
-    """Return for each node the other nodes of its filter, (graphs, nodes, most); a node itself pads."""
-    graphs, nodes = layer.filter.shape
-    others = [
-        [np.flatnonzero((graph == f) & (np.arange(nodes) != node)) if f >= 0 else () for node, f in enumerate(graph)]
-        for graph in layer.filter
-    ]
-    most = max((len(own) for graph in others for own in graph), default=0)
-    table = np.tile(np.arange(nodes)[:, None], (graphs, 1, most))
-    for g, graph in enumerate(others):
-        for node, own in enumerate(graph):
-            table[g, node, : len(own)] = own
-    return table.astype(np.int64)
 
 
 def _percentile(scene: _Scene, layer: GraphLayer, score: str, name: str) -> None:

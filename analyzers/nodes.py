@@ -24,6 +24,9 @@ def decode(
 ) -> explanation.ExplanatoryGraph:
     """Return the nodes that are present in picture `row` of the batch, of each layer the highest percentiles first.
 
+    Where several nodes of a filter are within half a cell of each other, only the one with the best score is there: it
+    explains the place better than its siblings.
+
     Args:
         section: what the outputs mean.
         classes: names of the model's classes.
@@ -72,8 +75,15 @@ def _present(
     min_percentile: float,
     max_nodes: int,
 ) -> list[int]:
-    percentile = outputs[layer.percentile][row]
-    real = np.array(layer.filter[number]) >= 0
-    wanted = np.flatnonzero(outputs[layer.present][row] & real & (percentile >= min_percentile))
-    order = np.lexsort((-outputs[layer.score][row][wanted], -percentile[wanted]))
-    return [int(node) for node in wanted[order][:max_nodes]]
+    percentile, score, position = (outputs[t][row] for t in (layer.percentile, layer.score, layer.position))
+    filters = np.array(layer.filter[number])
+    present = np.flatnonzero(outputs[layer.present][row] & (filters >= 0))
+    half = 0.5 / np.array(layer.grid.cells)
+    kept: list[int] = []
+    for node in present[np.lexsort((-score[present], -percentile[present]))]:
+        if percentile[node] < min_percentile or len(kept) == max_nodes:
+            break
+        siblings = present[(filters[present] == filters[node]) & (score[present] > score[node])]
+        if not (abs(position[siblings] - position[node]) < half).all(1).any():
+            kept.append(int(node))
+    return kept

@@ -147,20 +147,11 @@ def test_presence_and_percentiles_are_those_of_literal_loops(case: dict, form: s
                 f = maps[layer.tensor][i, filter_] / layer.scale[filter_] - layer.floor[filter_]
                 row, column = abs(rows - position[node, 0]).argmin(), abs(columns - position[node, 1]).argmin()
                 fires = f[row, column] > LOG_EPS if form == "hard" else f.max() > LOG_EPS
-                near = np.array([rows[1] - rows[0], columns[1] - columns[0]]) / 2
-                beaten = any(
-                    other != node
-                    and layer.filter[g, other] == filter_
-                    and (abs(position[other] - position[node]) < near).all()
-                    and score[other] > score[node]
-                    for other in range(len(score))
-                )
-                expected = fires and score[node] >= layer.threshold[g, node] and not beaten
-                assert answer[described.present][i, node] == expected
-                seen.add((bool(fires), bool(score[node] >= layer.threshold[g, node]), beaten))
+                assert answer[described.present][i, node] == (fires and score[node] >= layer.threshold[g, node])
+                seen.add((bool(fires), bool(score[node] >= layer.threshold[g, node])))
                 percentile = np.interp(score[node], layer.quantiles[g, node], np.linspace(0, 100, 21))
                 assert answer[described.percentile][i, node] == pytest.approx(percentile, abs=1e-3)
-    assert len(seen) >= 4  # each reason to be absent occurs
+    assert len(seen) >= 3  # each reason to be absent occurs
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

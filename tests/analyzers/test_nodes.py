@@ -116,3 +116,15 @@ def test_tables_that_do_not_fit_are_refused(tables: dict[str, object], sentence:
     of_low = {"node": LOW.node, "filter": LOW.filter, "parents": LOW.parents}
     with pytest.raises(ValueError, match=sentence):
         Section(layers=(TOP, layer(1, **(of_low | tables))), form="hard")
+
+
+def test_of_nodes_of_a_filter_at_one_place_only_the_best_is_there() -> None:
+    """Nodes 40 and 41 belong to one filter; half a cell is an eighth of the picture."""
+    for apart, expected in ((0.12, [41, 42]), (0.13, [41, 42, 40])):
+        near = np.array([[[0.5, 0.5], [0.5, 0.5 + apart], [0.5, 0.5]]] * 2, np.float32)
+        score = np.array([[-3, -2, -1]] * 2, np.float32)
+        outputs = {**OUTPUTS, "explanatory_graph.0.position": near, "explanatory_graph.0.score": score}
+        graph = decode(SECTION, CLASSES, outputs, 0, FRAME, min_percentile=0, max_nodes=20)
+        assert [node.node for node in graph.nodes if node.layer == 0] == (
+            [42, 41] if 41 in expected else []
+        ) + expected[2:]
