@@ -9,11 +9,13 @@ from pathlib import Path
 
 from analyzers import attach_command, cli
 from analyzers.check_pictures import check_pictures
+from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
 from analyzers.files import write_atomically
 from analyzers.gallery import FILTERS, PICTURES, gallery
 from analyzers.graph_file import load_graph
 from analyzers.graph_inspect import describe_graph, graph_lines
+from analyzers.graph_page import graph_page
 from analyzers.manifest import Manifest
 from analyzers.read_pictures import read_pictures
 from analyzers.runtime import open_session
@@ -56,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("inspect", help="say what a model or graph file is", description=_inspect.__doc__)
     command.add_argument("model", type=Path, metavar="MODEL.onnx|GRAPH.npz")
     command.add_argument("--json", action="store_true", help="the manifest, or what the graph holds, as JSON")
+    command.add_argument("--html", type=Path, metavar="page.html", help="of a graph: nodes and patches")
+    command.add_argument("--data", type=Path, metavar="DIR|PACK", help="the pictures that the graph was learned from")
+    command.add_argument("--split", default="train", help="which of them (default train)")
     command.set_defaults(run=_inspect)
     return parser
 
@@ -101,6 +106,14 @@ def _inspect(options: argparse.Namespace) -> None:
     """Say what a model file takes, knows and can explain, or what an explanatory graph holds."""
     if options.model.suffix == ".npz":
         graph = load_graph(options.model)
+        if options.html is not None:
+            if options.data is None:
+                raise DataError("a page shows the pictures that a graph was learned from; give them with --data")
+            pictures = read_pictures(options.data)
+            if graph.classes:
+                pictures = pictures.relabelled(graph.classes)
+            title = f"{options.model.name}: part patterns"
+            write_atomically(options.html, graph_page(graph, pictures.of_split(options.split), title=title))
         print(json.dumps(describe_graph(graph), indent=2) if options.json else "\n".join(graph_lines(graph)))
         return
     session = open_session(cli.read_model(options.model))

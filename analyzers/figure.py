@@ -1,45 +1,67 @@
-"""Draw an explained prediction: the parts on the picture, beside a bar chart of the ledger."""
+"""Draw an explained prediction: parts and part patterns on the picture, beside a bar chart of the ledger."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageOps
 
-from analyzers.explanation import Box, Explanation, Ledger
+from analyzers.explanation import Box, Explanation, ExplanatoryGraph, Ledger
 from analyzers.files import write_atomically
 from analyzers.ledger import describe
 
+LAYERS = ("#fde725", "#21918c", "#440154", "#777777")  # viridis, from large patterns to small
 FOR, AGAINST, NEUTRAL = "#2166ac", "#b2182b", "#777777"  # ends of the colour-blind safe RdBu scale
 
 
 def draw(encoded: bytes, explanation: Explanation, path: Path) -> None:
-    """Write a PNG of the picture with the parts that argue for its class, and of the ledger.
+    """Write a PNG of the picture with the parts that argue for its class, of its explanatory graph, and of the ledger.
+
+    What the explanation lacks is left out.
 
     Args:
         encoded: the picture file.
-        explanation: its explanation, with class features.
+        explanation: its explanation, with class features or an explanatory graph.
         path: where the PNG goes.
 
     Raises:
-        ValueError: the explanation has no ledger to draw.
+        ValueError: the explanation has neither a ledger nor a graph to draw.
     """
-    if not explanation.class_features:
-        raise ValueError("the explanation has no class features; there is no ledger to draw")
-    ledger, best = explanation.class_features[0], explanation.predictions[0]
-    figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
+    ledgers, graph, best = explanation.class_features, explanation.explanatory_graph, explanation.predictions[0]
+    if not ledgers and graph is None:
+        raise ValueError(
+            "the explanation has neither class features nor an explanatory graph; there is nothing to draw"
+        )
+    widths = [1.0] * (bool(ledgers) + (graph is not None)) + [1.35] * bool(ledgers)
+    figure = Figure(figsize=(4.7 * sum(widths), 4.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    picture, chart = figure.subplots(1, 2, width_ratios=(1, 1.35))
-    picture.imshow(np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")))
-    picture.set_title(f"{best.class_name}  {best.probability:.1%}", fontsize=13)
-    picture.set_axis_off()
+    axes = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
+    pixels = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB"))
+    for picture in axes[: widths.count(1.0)]:
+        picture.imshow(pixels)
+        picture.set_axis_off()
+    axes[0].set_title(f"{best.class_name}  {best.probability:.1%}", fontsize=13)
+    if graph is not None:
+        _graph(axes[bool(ledgers)], graph)
+    if ledgers:
+        _parts(axes[0], explanation, ledgers[0])
+        _bars(axes[-1], ledgers[0])
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def _parts(picture: Axes, explanation: Explanation, ledger: Ledger) -> None:
+    """Outline the cells of the parts that argue for or against the class, numbered as in the chart."""
     radius, labelled = explanation.width / 32, Counter[Box]()
     largest = max((abs(entry.contribution) for entry in ledger.contributions), default=1.0)
     for number, entry in enumerate(ledger.contributions, start=1):
@@ -53,10 +75,48 @@ def draw(encoded: bytes, explanation: Explanation, path: Path) -> None:
         labelled[cell] += 1
         picture.add_patch(Circle(place, radius, color=colour))
         picture.text(*place, str(number), color="white", fontsize=9, ha="center", va="center", weight="bold")
-    _bars(chart, ledger)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+
+
+def _graph(picture: Axes, graph: ExplanatoryGraph) -> None:
+    """Draw every node, small patterns small, with an edge to each of its parents."""
+    place = {(node.layer, node.node): (node.x - 0.5, node.y - 0.5) for node in graph.nodes}
+    for node in graph.nodes:
+        for parent in node.parents:
+            (x, y), (up_x, up_y) = place[node.layer, node.node], place[node.layer - 1, parent]
+            picture.plot([x, up_x], [y, up_y], color="white", linewidth=0.7, alpha=0.6, zorder=2)
+    for number, name in enumerate(graph.layers):
+        own = [place[node.layer, node.node] for node in graph.nodes if node.layer == number]
+        size, colour = 110 / (1 + number) ** 1.3, LAYERS[min(number, len(LAYERS) - 1)]
+        across, down = [p[0] for p in own], [p[1] for p in own]
+        label = f"{name} ({len(own)})"
+        picture.scatter(
+            across, down, s=size, color=colour, edgecolor="black", linewidth=0.6, label=label, zorder=3 + number
+        )
+    picture.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(graph.layers), fontsize=8, frameon=False)
+    whose = f" of {graph.class_name}" if graph.class_name else ""
+    picture.set_title(f"part patterns{whose}{', mirrored' if graph.mirrored else ''}", fontsize=13)
+
+
+def heat_map(explanation: Explanation, layer: int, share: float = 0.5) -> npt.NDArray[np.float64]:
+    """Return where a layer's patterns are, (height, width) of the picture that was sent, 0..1.
+
+    The sum of a Gaussian at each of the best nodes, 15 pixels wide at 224 and cut at 20 (arXiv 1708.01785).
+
+    Args:
+        explanation: with an explanatory graph.
+        layer: 0 is the top one.
+        share: of the layer's nodes in the answer, by score.
+    """
+    graph = explanation.explanatory_graph
+    own = sorted((node for node in graph.nodes if node.layer == layer), key=lambda node: -node.score) if graph else []
+    scale = max(explanation.width, explanation.height) / 224
+    row, column = np.mgrid[: explanation.height, : explanation.width] + 0.5
+    total = np.zeros((explanation.height, explanation.width))
+    for node in own[: math.ceil(len(own) * share)]:
+        down, right = row - node.y, column - node.x
+        near = np.exp(-(down**2 + right**2) / (2 * (15 * scale) ** 2))
+        total += np.where((abs(down) <= 20 * scale) & (abs(right) <= 20 * scale), near, 0)
+    return np.asarray(total / max(total.max(), 1e-12))
 
 
 def _bars(axes: Axes, ledger: Ledger) -> None:

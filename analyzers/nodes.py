@@ -83,7 +83,8 @@ def _present(
     for node in present[np.lexsort((-score[present], -percentile[present]))]:
         if percentile[node] < min_percentile or len(kept) == max_nodes:
             break
-        siblings = present[(filters[present] == filters[node]) & (score[present] > score[node])]
+        better = (score[present] > score[node]) | ((score[present] == score[node]) & (present < node))
+        siblings = present[(filters[present] == filters[node]) & better]
         if not (abs(position[siblings] - position[node]) < half).all(1).any():
             kept.append(int(node))
     return kept

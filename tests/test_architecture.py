@@ -21,6 +21,7 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "gallery",
     "graph_evaluate",
     "graph_inference",
+    "graph_page",
     "page",
 }
 KERNEL = sorted({m.name for m in pkgutil.iter_modules(analyzers.__path__)} - OFFLINE)
