@@ -20,19 +20,23 @@ from typing import Any
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ORDINARY, INTERPRETABLE = EXAMPLES / "animals-ordinary.toml", EXAMPLES / "animals-interpretable.toml"
 
-_MASKED = "--model.mask=true --train.distil=0 --train.filter_push=1"
+_PLAIN = "--train.filter_loss=plain --train.filter_push=0.25 --train.distil=1"
+_MASKED = "--model.mask=true"
 DESIGNS = {
-    "ordinary": "--model.interpretable=false --train.distil=0",
-    "the example": "",
-    "the example, weight 0.05": "--train.filter_weight=0.05",
-    "the example, centres of mass": "--model.peak=centroid",
+    "ordinary": "--model.interpretable=false",
+    "ordinary, centres of mass": "--model.interpretable=false --model.peak=centroid",
+    "the example: groups 30": "",
+    "plain 0.05, distilled": f"{_PLAIN} --train.filter_weight=0.05",
+    "plain 0.15, distilled": f"{_PLAIN} --train.filter_weight=0.15",
+    "plain 0.15, distilled, centres of mass": f"{_PLAIN} --train.filter_weight=0.15 --model.peak=centroid",
     "mask, plain 0.1": f"{_MASKED} --train.filter_loss=plain --train.filter_weight=0.1",
     "mask, code 0.1": f"{_MASKED} --train.filter_loss=code --train.filter_weight=0.1",
     "mask, paper 1": f"{_MASKED} --train.filter_loss=paper --train.filter_weight=1",
     "mask, mi 1": f"{_MASKED} --train.filter_loss=mi --train.filter_weight=1",
     "mask, gates 1": f"{_MASKED} --train.filter_loss=gates --train.filter_weight=1",
     "mask, groups 3": f"{_MASKED} --train.filter_loss=groups --train.filter_weight=3",
-    "ordinary, centres of mass": "--model.interpretable=false --train.distil=0 --model.peak=centroid",
+    "groups 150": "--train.filter_weight=150",
+    "paper 10": "--train.filter_loss=paper --train.filter_weight=10",
 }
 FIGURES = (
     ("accuracy, %", lambda report: 100 * report["accuracy"]["value"]),
