@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from analyzers.manifest import Provenance
 from analyzers.plain import POOLED, Layer, Plain, probe, set_manifest
 
 DEFAULT_MAX_CLASSES = 20
+DEFAULT_MAX_REASONS = 10
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -43,7 +45,7 @@ def select(
     *,
     k1: int,
     k2: int,
-    rule: class_features.Rule,
+    rule: manifest.Rule,
 ) -> Selection:
     """Find the class-specific features from pictures (batch, 3, height, width) and their true classes."""
     session, _ = probe(plain)
@@ -59,6 +61,7 @@ def attach(
     *,
     layer: Layer = POOLED,
     max_classes: int = DEFAULT_MAX_CLASSES,
+    max_reasons: int = DEFAULT_MAX_REASONS,
     provenance: Provenance | None = None,
 ) -> ModelProto:
     """Return the classifier with its explanation outputs and manifest; logits are untouched.
@@ -68,6 +71,7 @@ def attach(
         selection: its class-specific features.
         layer: which conv map to report as parts.
         max_classes: for how many of the best classes a ledger is computed.
+        max_reasons: how many features each of them names, those with the largest contributions.
         provenance: where the explanations came from.
 
     Raises:
@@ -77,19 +81,19 @@ def attach(
     model = ModelProto()
     model.CopyFrom(plain.model)
     known = plain.manifest
-    if max_classes < 1:
-        raise InvalidInputError("max_classes", f"is {max_classes}; expected 1 or more")
-    if plain.found.logits not in {output.name for output in model.graph.output}:
-        model.graph.output.append(
-            helper.make_tensor_value_info(plain.found.logits, TensorProto.FLOAT, ["batch", len(known.classes)])
-        )
+    for name, value in (("max_classes", max_classes), ("max_reasons", max_reasons)):
+        if value < 1:
+            raise InvalidInputError(name, f"is {value}; expected 1 or more")
+    shown = {plain.found.logits: len(known.classes), plain.found.pooled: plain.found.head.weight.shape[1]}
+    for tensor in sorted(shown.keys() - {output.name for output in model.graph.output}):
+        model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, ["batch", shown[tensor]]))
     top = min(max_classes, len(known.classes))
     parts_section = _attach_parts(model, plain, layer)
     explained = known.model_copy(
         update={
             "provenance": provenance or known.provenance,
             "parts": parts_section,
-            "class_features": _attach_class_features(model, plain, selection, top, parts_section),
+            "class_features": _attach_class_features(model, plain, selection, (top, max_reasons), parts_section),
         }
     )
     set_manifest(model, explained)
@@ -133,53 +137,110 @@ def _attach_parts(model: ModelProto, plain: Plain, layer: Layer) -> manifest.Par
 
 
 def _attach_class_features(
-    model: ModelProto, plain: Plain, selection: Selection, top: int, parts_section: manifest.Parts | None
+    model: ModelProto,
+    plain: Plain,
+    selection: Selection,
+    most: tuple[int, int],
+    parts_section: manifest.Parts | None,
 ) -> manifest.ClassFeatures:
-    weight, rest_weight = split_head(plain.found.head, selection.sets)
-    numbers = {
-        "max_classes": np.array([top], np.int64),
-        "index": selection.sets[:, :, None],
-        "weight": weight,
-        "rest_weight": rest_weight,
-        "class_bias": plain.found.head.bias,
-    }
-    row = "class_features"
-    for name, array in numbers.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), f"{row}/{name}"))
-    bound = {name: f"{row}/{name}" for name in numbers} | {
-        "pooled": plain.found.pooled,
-        "logits": plain.found.logits,
-    }
-    _append(model, class_features.FRAGMENT, bound, row)
+    """Append ledgers of the `most` (classes, reasons), their contrast and their evidence by cell."""
+    top, found, row = most[0], plain.found, "class_features"
+    classes, features = found.head.weight.shape
+    k2 = selection.sets.shape[1]
+    reasons = min(most[1], k2)
+    weight, rest_weight = split_head(found.head, selection.sets)
+    bound = _constants(
+        model,
+        {
+            "max_classes": np.array([top], np.int64),
+            "index": selection.sets[:, :, None],
+            "weight": weight,
+            "rest_weight": rest_weight,
+            "class_bias": found.head.bias,
+            "head_weight": found.head.weight,
+        },
+    ) | {"pooled": found.pooled, "logits": found.logits}
+    if reasons == k2:
+        _append(model, class_features.LEDGER, bound, row)
+    else:
+        every = {name: f"{row}/every_{name}" for name in ("features", "activations", "contributions")}
+        _append(model, class_features.LEDGER, bound, row, hidden=every)
+        bound |= _constants(model, {"max_reasons": np.array([reasons], np.int64)})
+        bound |= {f"every_{name[:-1]}": tensor for name, tensor in every.items()}
+        _append(model, class_features.REASONS, bound, row)
+    bound |= {"classes": f"{row}.classes"}
+    contrast = None
+    if top > 1:
+        few = _constants(model, {"contrast_reasons": np.array([min(most[1], features)], np.int64)})
+        _append(model, class_features.CONTRAST, bound | {"max_reasons": few["contrast_reasons"]}, f"{row}.contrast")
+        names = ("features", "contributions", "rest", "bias")
+        contrast = manifest.Contrast(**{name: f"{row}.contrast.{name}" for name in names})
+    grid = found.grid
+    if grid is not None:
+        bound |= _constants(model, {"shape": np.array([0, 0, *grid.cells], np.int64)}) | {"map": found.map or ""}
+        cells = grid.cells[0] * grid.cells[1]
+        if found.flat:
+            by_cell = found.head.weight.reshape(classes, -1, cells)
+            _append(model, class_features.FLAT_EVIDENCE, bound | _constants(model, {"cell_weight": by_cell}), row)
+        else:
+            number = _constants(model, {"cells": np.array([cells], np.float32)})
+            _append(model, class_features.EVIDENCE, bound | number, row)
     return manifest.ClassFeatures(
         classes=f"{row}.classes",
         features=f"{row}.features",
         activations=f"{row}.activations",
         contributions=f"{row}.contributions",
+        omitted=None if reasons == k2 else f"{row}.omitted",
         rest=f"{row}.rest",
         bias=f"{row}.bias",
+        contrast=contrast,
+        evidence=None if grid is None else f"{row}.evidence",
+        grid=grid,
+        pooled=found.pooled,
+        head=f"{row}.head",
+        map=found.map,
+        flat=found.flat,
+        inexact=found.inexact,
         max_classes=top,
+        reasons=reasons,
         k1=selection.k1,
-        k2=selection.sets.shape[1],
+        k2=k2,
         rule=selection.rule,
-        features_are_filters=plain.found.map is not None
+        features_are_filters=found.map is not None
+        and not found.flat
         and parts_section is not None
-        and parts_section.filters == plain.found.head.weight.shape[1]
-        and filter_by_filter(plain.model, plain.found.map, parts_section.layer),
+        and parts_section.filters == features
+        and filter_by_filter(plain.model, found.map, parts_section.layer),
     )
 
 
-def _append(model: ModelProto, fragment: str, bound: dict[str, str], row: str) -> None:
-    """Append a fragment's nodes; its inputs become the `bound` tensors, its outputs `row.name`, the rest `row/name`."""
+def _constants(model: ModelProto, numbers: dict[str, npt.NDArray[Any]]) -> dict[str, str]:
+    """Put numbers of the row into the file; return their tensors by name."""
+    for name, array in numbers.items():
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array), f"class_features/{name}")
+        model.graph.initializer.append(tensor)
+    return {name: f"class_features/{name}" for name in numbers}
+
+
+def _append(
+    model: ModelProto, fragment: str, bound: dict[str, str], row: str, hidden: dict[str, str] | None = None
+) -> None:
+    """Append a fragment's nodes.
+
+    Its inputs become the `bound` tensors, its outputs `row.name` unless `hidden`, the rest `row/fragment/name`.
+    """
     source = onnx.parser.parse_model(fragment).graph
-    names = bound | {output.name: f"{row}.{output.name}" for output in source.output}
+    inner = row if row == source.name else f"{row.split('.')[0]}/{source.name}"
+    hidden = hidden or {}
+    own = {value.name: bound[value.name] for value in source.input}
+    names = own | {output.name: f"{row}.{output.name}" for output in source.output} | hidden
     for node in source.node:
         copy = model.graph.node.add()
         copy.CopyFrom(node)
-        copy.name = f"{row}/{node.op_type}_{node.output[0]}"
+        copy.name = f"{inner}/{node.op_type}_{node.output[0]}"
         for field in (copy.input, copy.output):
-            field[:] = [names.get(name, f"{row}/{name}") if name else "" for name in field]
-    for output in source.output:
+            field[:] = [names.get(name, f"{inner}/{name}") if name else "" for name in field]
+    for output in (output for output in source.output if output.name not in hidden):
         value = model.graph.output.add()
         value.CopyFrom(output)
         value.name = names[output.name]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from analyzers import cli
-from analyzers.attach import DEFAULT_MAX_CLASSES, Selection, attach, select
+from analyzers import cli, preprocessing
+from analyzers.attach import DEFAULT_MAX_CLASSES, DEFAULT_MAX_REASONS, Selection, attach, select
 from analyzers.attach_graph import (
     NODES,
     NODES_OF_A_CLASS,
@@ -26,12 +26,12 @@ from analyzers.errors import DataError
 from analyzers.explanatory_graph import ExplanatoryGraph
 from analyzers.files import write_atomically
 from analyzers.graph_file import load_graph
-from analyzers.manifest import ModelInput, Provenance
+from analyzers.manifest import RULES, ModelInput, Provenance
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
-from analyzers.plain import Layer, Plain, load_onnx, manifest_of, read_plain
+from analyzers.plain import Layer, Plain, load_onnx, manifest_of, read_onnx, read_plain
 from analyzers.progress import track
-from analyzers.prove import prove
+from analyzers.prove import Proof, prove
 from analyzers.read_pictures import read_pictures
 
 PROOF_PICTURES = 32
@@ -60,16 +60,26 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--k2", type=int, default=5, help="class-specific features per class (default 5)")
     command.add_argument(
         "--rule",
-        choices=("contribution", "feature"),
+        choices=RULES,
         default="contribution",
-        help="what ranks a feature: weight x feature (default), or the feature itself as in the paper",
+        help="what ranks a feature: weight x feature (default), the feature itself as in the paper, or a control",
     )
     command.add_argument("--indices", type=Path, metavar="FILE.json", help="take these sets: {class: [features]}")
     command.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line (default: the data's)")
-    command.add_argument("--mean", type=cli.triple, metavar="R,G,B", help="subtracted from pictures in 0..1")
-    command.add_argument("--std", type=cli.triple, metavar="R,G,B", help="then divided by")
-    command.add_argument("--size", type=cli.pair, metavar="H,W", help="picture size where the model leaves it open")
-    command.add_argument("--max-classes", type=int, default=DEFAULT_MAX_CLASSES, help="ledgers per answer at most")
+    command.add_argument("--scores", metavar="OUTPUT", help="which output holds the class scores, of several")
+    command.add_argument(
+        "--max-classes",
+        type=int,
+        default=DEFAULT_MAX_CLASSES,
+        help=f"ledgers per answer at most (default {DEFAULT_MAX_CLASSES})",
+    )
+    command.add_argument(
+        "--max-reasons",
+        type=int,
+        default=DEFAULT_MAX_REASONS,
+        help=f"features that a ledger names at most (default {DEFAULT_MAX_REASONS})",
+    )
+    preprocessing.add_arguments(command)
     command.add_argument("--output", type=Path, required=True, metavar="models/NAME/1/model.onnx")
 
 
@@ -78,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
 
     With `--graph` the explanatory graph is added as well; to a file that has its class features already, that alone.
     """
-    data = cli.read_model(options.model)
+    data = read_onnx(options.model)
     pictures = None if options.data is None else check_pictures(read_pictures(options.data), options.unreadable)
     graph = None if options.graph is None else load_graph(options.graph)
     known = describe_file(data)
@@ -99,13 +109,14 @@ def run(options: argparse.Namespace) -> None:
 
 def _attach_class_features(options: argparse.Namespace, data: bytes, pictures: Pictures) -> tuple[ModelProto, str]:
     names = cli.read_names(options.names) if options.names else pictures.names
-    plain = read_plain(data, names=names, mean=options.mean, std=options.std, size=options.size)
+    plain = read_plain(data, names=names, preprocessing=preprocessing.read_arguments(options), scores=options.scores)
     pictures = pictures.relabelled(plain.manifest.classes).of_split(options.split)
     selection = _selection(options, plain, pictures)
     explained = attach(
         plain,
         selection,
         max_classes=options.max_classes,
+        max_reasons=options.max_reasons,
         provenance=Provenance(
             producer=plain.manifest.provenance.producer,
             data=f"{options.data.name}, {options.split}",
@@ -114,7 +125,16 @@ def _attach_class_features(options: argparse.Namespace, data: bytes, pictures: P
         ),
     )
     proof = prove(plain, explained, Layer(), _proof_pictures(plain.manifest.input, pictures))
-    return explained, f"ledgers add up within {proof.completeness_gap:.1e}"
+    return explained, _said(explained, proof)
+
+
+def _said(explained: ModelProto, proof: Proof) -> str:
+    """Return what was proved, and what could not be."""
+    section = manifest_of(explained).class_features
+    ledgers = f"ledgers add up within {proof.completeness_gap:.1e}"
+    if proof.location_gap is not None:
+        return f"{ledgers}, over all cells of '{section.map if section else ''}' within {proof.location_gap:.1e}"
+    return f"{ledgers}, but contributions have no place: {section.inexact if section else ''} (exact: false)"
 
 
 def _attach_graph(

@@ -8,29 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from analyzers import explanation, manifest
 from analyzers.errors import InvalidInputError
+from analyzers.manifest import Rule
 
-Rule = Literal["feature", "contribution"]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
 # `index` is (classes, k, 1) so that GatherND can pick features without reshapes; the rest is a second, masked
 # final layer, so that contributions + rest + bias = logit is a law that can be checked, not a definition.
-FRAGMENT = """
+LEDGER = """
 <ir_version: 10, opset_import: ["" : 20]>
-class_features (
+ledger (
     float[batch, features] pooled, float[batch, classes] logits, int64[1] max_classes, int64[classes, k, 1] index,
-    float[classes, k] weight, float[classes, features] rest_weight, float[classes] class_bias
+    float[classes, k] weight, float[classes, features] rest_weight, float[classes] class_bias,
+    float[classes, features] head_weight
 ) => (
     int64[batch, top] classes, int64[batch, top, k, 1] features, float[batch, top, k] activations,
-    float[batch, top, k] contributions, float[batch, classes] rest, float[batch, top] bias
+    float[batch, top, k] contributions, float[batch, classes] rest, float[batch, top] bias,
+    float[classes, features] head
 )
 {
     top_logits, classes = TopK (logits, max_classes)
@@ -40,6 +42,97 @@ class_features (
     contributions = Mul (activations, top_weight)
     rest = Gemm <transB: int = 1> (pooled, rest_weight)
     bias = Gather (class_bias, classes)
+    head = Identity (head_weight)
+}
+"""
+
+# Behind LEDGER where classes have more features than reasons are wanted: those with the largest contributions.
+REASONS = """
+<ir_version: 10, opset_import: ["" : 20]>
+reasons (
+    int64[batch, top, k, 1] every_feature, float[batch, top, k] every_activation,
+    float[batch, top, k] every_contribution, int64[1] max_reasons
+) => (
+    int64[batch, top, r, 1] features, float[batch, top, r] activations, float[batch, top, r] contributions,
+    float[batch, top] omitted
+)
+{
+    size = Abs (every_contribution)
+    largest, place = TopK (size, max_reasons)
+    last = Constant <value_ints: ints = [-1]> ()
+    deep_place = Unsqueeze (place, last)
+    features = GatherElements <axis: int = 2> (every_feature, deep_place)
+    activations = GatherElements <axis: int = 2> (every_activation, place)
+    contributions = GatherElements <axis: int = 2> (every_contribution, place)
+    all = ReduceSum <keepdims: int = 0> (every_contribution, last)
+    told = ReduceSum <keepdims: int = 0> (contributions, last)
+    omitted = Sub (all, told)
+}
+"""
+
+# (w_A - w_B) f for the two best classes A and B: why A and not B.
+CONTRAST = """
+<ir_version: 10, opset_import: ["" : 20]>
+contrast (
+    float[batch, features] pooled, int64[batch, top] classes, float[classes, features] head_weight,
+    float[classes] class_bias, int64[1] max_reasons
+) => (int64[batch, r] features, float[batch, r] contributions, float[batch] rest, float[batch] bias)
+{
+    first = Constant <value_int: int = 0> ()
+    second = Constant <value_int: int = 1> ()
+    last = Constant <value_ints: ints = [-1]> ()
+    best = Gather <axis: int = 1> (classes, first)
+    runner_up = Gather <axis: int = 1> (classes, second)
+    best_weight = Gather (head_weight, best)
+    runner_up_weight = Gather (head_weight, runner_up)
+    weight = Sub (best_weight, runner_up_weight)
+    every = Mul (weight, pooled)
+    size = Abs (every)
+    largest, features = TopK (size, max_reasons)
+    contributions = GatherElements <axis: int = 1> (every, features)
+    all = ReduceSum <keepdims: int = 0> (every, last)
+    told = ReduceSum <keepdims: int = 0> (contributions, last)
+    rest = Sub (all, told)
+    best_bias = Gather (class_bias, best)
+    runner_up_bias = Gather (class_bias, runner_up)
+    bias = Sub (best_bias, runner_up_bias)
+}
+"""
+
+# sum_j w_cj X_j(u) / cells: the class activation map in logits, so that its sum + bias is the logit.
+EVIDENCE = """
+<ir_version: 10, opset_import: ["" : 20]>
+evidence (
+    float[batch, features, rows, columns] map, int64[batch, top] classes, float[classes, features] head_weight,
+    float[1] cells, int64[4] shape
+) => (float[batch, top, rows, columns] evidence)
+{
+    flat_shape = Constant <value_ints: ints = [0, 0, -1]> ()
+    by_cell = Reshape (map, flat_shape)
+    weight = Gather (head_weight, classes)
+    sum = MatMul (weight, by_cell)
+    mean = Div (sum, cells)
+    evidence = Reshape (mean, shape)
+}
+"""
+
+# The same where the final layer has a weight for each cell: sum_k w_c(k,u) X_k(u).
+FLAT_EVIDENCE = """
+<ir_version: 10, opset_import: ["" : 20]>
+evidence (
+    float[batch, channels, rows, columns] map, int64[batch, top] classes, float[classes, channels, cells] cell_weight,
+    int64[4] shape
+) => (float[batch, top, rows, columns] evidence)
+{
+    one_shape = Constant <value_ints: ints = [0, 0, -1]> ()
+    channel_axis = Constant <value_ints: ints = [2]> ()
+    one_axis = Constant <value_ints: ints = [1]> ()
+    by_cell = Reshape (map, one_shape)
+    spread = Unsqueeze (by_cell, one_axis)
+    weight = Gather (cell_weight, classes)
+    each = Mul (weight, spread)
+    flat = ReduceSum <keepdims: int = 0> (each, channel_axis)
+    evidence = Reshape (flat, shape)
 }
 """
 
@@ -62,9 +155,13 @@ class Histogram:
     """Counts, per class, how often each feature is among a picture's k1 strongest; fed batch by batch.
 
     Attributes:
-        head: the final layer; its weights rank features under the rule "contribution".
+        head: the final layer; its weights rank features under every rule but "feature".
         k1: features counted per picture.
-        rule: rank by the pooled feature f_j (the paper) or by its contribution W_cj f_j.
+        rule: what ranks feature j of a picture of class c: the pooled feature f_j ("feature", the paper), its
+            contribution W_cj f_j, the size of that, the weight W_cj alone or its size, or chance, the control.
+        counts: (classes, features) so far.
+        total: (classes, features) sum of the scores so far.
+        pictures: (classes,) so far.
     """
 
     head: Head
@@ -73,6 +170,7 @@ class Histogram:
     counts: Int64Array = field(init=False)
     total: Float64Array = field(init=False)
     pictures: Int64Array = field(init=False)
+    _chance: Float64Array = field(init=False)
 
     def __post_init__(self) -> None:
         classes, features = self.head.weight.shape
@@ -81,14 +179,26 @@ class Histogram:
         self.counts = np.zeros((classes, features), np.int64)
         self.total = np.zeros((classes, features))
         self.pictures = np.zeros(classes, np.int64)
+        self._chance = np.random.default_rng(0).random((classes, features))
 
     def add(self, pooled: Float32Array, label: Int64Array) -> None:
         """Count a batch: `pooled` (batch, features), `label` (batch,) the true classes."""
-        score = pooled * self.head.weight[label] if self.rule == "contribution" else pooled
-        strongest = np.argsort(-score, axis=1, kind="stable")[:, : self.k1]  # ties: lowest feature first
+        score = self._score(pooled, label)
+        strongest = _strongest(score, self.k1)
         np.add.at(self.counts, (label[:, None], strongest), 1)
         np.add.at(self.total, label, score)
         np.add.at(self.pictures, label, 1)
+
+    def _score(self, pooled: Float32Array, label: Int64Array) -> npt.NDArray[np.floating[Any]]:
+        if self.rule == "feature":
+            return pooled
+        if self.rule == "random":
+            return self._chance[label]
+        weight = self.head.weight[label]
+        if self.rule in ("weight", "absolute_weight"):
+            return weight if self.rule == "weight" else abs(weight)
+        contribution = pooled * weight
+        return contribution if self.rule == "contribution" else abs(contribution)
 
     def index_sets(self, k2: int) -> Int64Array:
         """Return the k2 most frequent features of each class, (classes, k2), most frequent first.
@@ -108,6 +218,17 @@ class Histogram:
         number = np.broadcast_to(np.arange(features), mean.shape)
         order = np.lexsort((number, -mean, -self.counts), axis=1)
         return np.ascontiguousarray(order[:, :k2])
+
+
+def _strongest(score: npt.NDArray[np.floating[Any]], count: int) -> Int64Array:
+    """Return the places of the `count` largest of each row, any order; of equal ones those that come first."""
+    if count == score.shape[1]:
+        return np.broadcast_to(np.arange(count), score.shape)
+    border = -np.partition(-score, count - 1, axis=1)[:, count - 1 : count]
+    larger, equal = score > border, score == border
+    wanted = count - larger.sum(1, keepdims=True)
+    chosen = larger | (equal & (equal.cumsum(1) <= wanted))
+    return np.nonzero(chosen)[1].reshape(len(score), count)
 
 
 def _some(numbers: list[int]) -> str:

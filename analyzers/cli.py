@@ -49,6 +49,15 @@ def pair(text: str) -> tuple[int, int]:
     return height, width
 
 
+def interval(text: str) -> tuple[float, float]:
+    """Parse `LOW,HIGH`."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not two numbers LOW,HIGH") from None
+    return low, high
+
+
 def read_names(path: Path) -> tuple[str, ...]:
     """Read class names, one a line.
 

@@ -10,8 +10,9 @@ from onnx import ModelProto, NodeProto, helper
 
 from analyzers.errors import ModelError
 from analyzers.graph import ELEMENTWISE, Graph, grid_of
-from analyzers.manifest import METADATA_KEY, Grid, Manifest, ModelInput, Triple
-from analyzers.plain import load_onnx, picture_input
+from analyzers.manifest import METADATA_KEY, Grid, Manifest, ModelInput
+from analyzers.plain import load_onnx
+from analyzers.preprocessing import NOTHING, Preprocessing, picture_input, refuse_other_numbers
 from analyzers.runtime import Device, Session, open_session
 
 DEFAULT_LAYERS = 3
@@ -38,16 +39,12 @@ class ConvMap:
         return f"{self.tensor} ({self.filters} filters of {height} x {width} cells, every {stride} pixels)"
 
 
-def read_network(
-    data: bytes, *, mean: Triple | None = None, std: Triple | None = None, size: tuple[int, int] | None = None
-) -> tuple[ModelProto, ModelInput]:
+def read_network(data: bytes, preprocessing: Preprocessing = NOTHING) -> tuple[ModelProto, ModelInput]:
     """Read any ONNX model of pictures, explained or not, classifier or not.
 
     Args:
         data: the file.
-        mean: subtracted from pictures in 0..1, where the file does not do so itself; goes into the graph.
-        std: divided by, alike.
-        size: (height, width) where the input's shape leaves them open.
+        preprocessing: what it wants its pictures to be, where the file does not see to that itself.
 
     Raises:
         ModelError: it is not ONNX, or its input is not one picture.
@@ -55,13 +52,9 @@ def read_network(
     model = load_onnx(data)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if METADATA_KEY not in metadata:
-        return model, picture_input(model, size, mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0))
+        return model, picture_input(model, preprocessing)
     known = Manifest.from_metadata(metadata).input
-    if (mean or known.mean, std or known.std) != (known.mean, known.std):
-        raise ModelError(
-            f"the file normalises its pictures itself, by mean {known.mean} and std {known.std};"
-            " leave --mean and --std out"
-        )
+    refuse_other_numbers(known, preprocessing)
     return model, known
 
 

@@ -15,18 +15,17 @@ import numpy.typing as npt
 import onnx
 
 from analyzers.attach_graph import attached_graph
-from analyzers.class_features import Histogram, Rule, membership
+from analyzers.class_features import Histogram, membership
 from analyzers.errors import ModelError
-from analyzers.graph import find_classifier
 from analyzers.graph_evaluate import evaluate_graph
-from analyzers.manifest import ClassFeatures, Manifest
+from analyzers.manifest import ClassFeatures, Manifest, Rule
 from analyzers.metrics import own_category
 from analyzers.off_centre import move_marks, move_pixels, random_steps
 from analyzers.part_report import class_figures, interpretability_figure, location_figures
 from analyzers.part_watch import Eye, watch
 from analyzers.pictures import Pictures
 from analyzers.pixels import UInt8Array, to_model_input
-from analyzers.plain import Layer, Plain, probe
+from analyzers.plain import Layer, Plain, explained_plain, probe
 from analyzers.progress import track
 
 REPORT_SCHEMA = 1
@@ -73,11 +72,9 @@ def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_siz
     except Exception as error:  # protobuf raises its own classes
         raise ModelError(f"the file is not a valid ONNX model: {str(error)[:200] or 'empty'}") from None
     described = Manifest.from_metadata({entry.key: entry.value for entry in graph.metadata_props})
-    section = described.class_features
-    if section is None:
-        raise ModelError("the model has no class features; attach them with `pellucid-analyze attach`")
+    explained = explained_plain(graph)
+    section = cast(ClassFeatures, described.class_features)
     pictures = pictures.relabelled(described.classes)
-    explained = Plain(graph, described, find_classifier(graph, described.scores.tensor))
     tested = pictures.of_split(split)
     answers = _answer(explained, section, tested, batch_size, f"{split} pictures")
     majority = np.bincount(tested.label).max() / len(tested)
@@ -119,6 +116,8 @@ def _answer(explained: Plain, section: ClassFeatures, pictures: Pictures, batch_
         strength.append(np.zeros((len(pixels), 0), np.float32) if parts is None else answer[parts.score])
         top = answer[section.classes]
         ledger = answer[section.contributions].sum(-1) + answer[section.bias]
+        if section.omitted is not None:
+            ledger += answer[section.omitted]
         ledger += np.take_along_axis(rest[-1], top, 1)
         gap = max(gap, float(abs(ledger - np.take_along_axis(logits[-1], top, 1)).max()))
     return _Answers(np.concatenate(logits), np.concatenate(rest), np.concatenate(pooled), np.concatenate(strength), gap)

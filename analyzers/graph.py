@@ -1,4 +1,4 @@
-"""Find one's way in a classifier's ONNX graph: its final layer, the map that was pooled, and where cells lie."""
+"""Find one's way in an ONNX graph: who makes what, and where the cells of a conv map lie in the picture."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from analyzers.class_features import Head
 from analyzers.errors import ModelError
 from analyzers.manifest import Grid
 
-_RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Identity", "Dropout", "Unsqueeze"})
 ELEMENTWISE = frozenset(
     [
         "Add",
@@ -49,25 +47,6 @@ ELEMENTWISE = frozenset(
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 
 
-@dataclass(frozen=True, slots=True)
-class Classifier:
-    """What was found at the end of a graph.
-
-    Attributes:
-        logits: tensor of class scores before the activation.
-        pooled: tensor of features that the final layer reads, (batch, features).
-        head: the final layer's numbers.
-        map: conv map that was averaged into `pooled`, (batch, features, height, width); None if there is none.
-        activation: "softmax" or "sigmoid" if the graph ends in one, else None.
-    """
-
-    logits: str
-    pooled: str
-    head: Head
-    map: str | None
-    activation: str | None
-
-
 class Graph:
     """Look-ups in a graph by tensor name."""
 
@@ -85,7 +64,8 @@ class Graph:
             value = attributes(node)
             if isinstance(tensor := value.get("value"), onnx.TensorProto):
                 return numpy_helper.to_array(tensor)
-            return np.array(next(iter(value.values())))
+            name, number = next(iter(value.items()))
+            return np.array(number, np.float32 if name.startswith("value_float") else None)
         if node is not None and node.op_type == "Identity":
             return self.constant(node.input[0])
         return None
@@ -106,97 +86,6 @@ class Graph:
 def attributes(node: NodeProto) -> dict[str, object]:
     """Return a node's attributes by name."""
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-def find_classifier(model: ModelProto, scores: str | None = None) -> Classifier:
-    """Find the final linear layer behind an output, and the pooled map before it.
-
-    Args:
-        model: the graph.
-        scores: the tensor of class scores; the model's only output where None.
-
-    Raises:
-        ModelError: there is no linear layer right before the output, or more than one activation between them; the
-            message names what stands there.
-    """
-    graph = Graph(model)
-    if scores is None and len(model.graph.output) != 1:
-        names = ", ".join(output.name for output in model.graph.output[:8])
-        raise ModelError(f"the model has {len(model.graph.output)} outputs ({names}); expected one, the class scores")
-    tensor, activation = scores or model.graph.output[0].name, None
-    while (node := graph.producer.get(tensor)) is not None and node.op_type in {
-        "Softmax",
-        "Sigmoid",
-        "Identity",
-    }:
-        if node.op_type != "Identity":
-            over_classes = node.op_type == "Sigmoid" or attributes(node).get("axis", -1) in (1, -1)
-            if activation is not None or not over_classes:
-                raise ModelError(f"'{tensor}' is made by a second activation or one across pictures, {node.op_type}")
-            activation = node.op_type.lower()
-        tensor = node.input[0]
-    pooled, head = _linear(graph, tensor)
-    return Classifier(tensor, pooled, head, _pooled_map(graph, pooled), activation)
-
-
-def _linear(graph: Graph, logits: str) -> tuple[str, Head]:
-    """Return the input and the numbers of the linear layer that makes `logits`."""
-    node = graph.producer.get(logits)
-    if node is not None and node.op_type == "Gemm":
-        return _gemm(graph, node)
-    bias: npt.NDArray[np.generic] | None = None
-    product = node
-    if node is not None and node.op_type == "Add":
-        for one, other in ((node.input[0], node.input[1]), (node.input[1], node.input[0])):
-            if (constant := graph.constant(other)) is not None:
-                bias, product = constant, graph.producer.get(one)
-    if product is not None and product.op_type == "MatMul":
-        weight = graph.constant(product.input[1])
-        if weight is not None and weight.ndim == 2:
-            return product.input[0], _head(weight.T, np.zeros(1) if bias is None else bias)
-    found = "nothing" if node is None else f"{node.op_type} '{node.name}'"
-    raise ModelError(
-        f"no final linear layer: '{logits}' is made by {found}; expected Gemm, or MatMul and Add, with constant weights"
-    )
-
-
-def _gemm(graph: Graph, node: NodeProto) -> tuple[str, Head]:
-    options = attributes(node)
-    weight = graph.constant(node.input[1])
-    bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-    plain = options.get("alpha", 1.0) == options.get("beta", 1.0) == 1.0 and not options.get("transA", 0)
-    if weight is None or bias is None or not plain:
-        raise ModelError(f"the final layer, Gemm '{node.name}', has computed or scaled weights; expected constants")
-    weight = weight if options.get("transB", 0) else weight.T
-    return node.input[0], _head(weight, bias)
-
-
-def _head(weight: npt.NDArray[np.generic], bias: npt.NDArray[np.generic]) -> Head:
-    if weight.dtype != np.float32:
-        raise ModelError(f"the final layer's weights are {weight.dtype}; expected float32")
-    classes = len(weight)
-    if bias.shape not in {(), (1,), (classes,), (1, 1), (1, classes)}:
-        raise ModelError(f"the final layer's bias has shape {list(bias.shape)}; expected one number a class, {classes}")
-    every = np.broadcast_to(bias.reshape(-1), (classes,))
-    return Head(np.ascontiguousarray(weight, np.float32), np.array(every, np.float32))
-
-
-def _pooled_map(graph: Graph, pooled: str) -> str | None:
-    """Walk back over reshapes to a global average pooling and return what it averages."""
-    node = graph.producer.get(pooled)
-    while node is not None and node.op_type in _RESHAPES:
-        node = graph.producer.get(node.input[0])
-    if node is None:
-        return None
-    if node.op_type == "GlobalAveragePool":
-        return node.input[0]
-    if node.op_type == "ReduceMean":
-        axes = attributes(node).get("axes")
-        if axes is None and len(node.input) > 1:
-            axes = graph.constant(node.input[1])
-        if axes is not None and sorted(int(axis) % 4 for axis in np.ravel(np.array(axes))) == [2, 3]:
-            return node.input[0]
-    return None
 
 
 def filter_by_filter(model: ModelProto, pooled: str, layer: str) -> bool:
@@ -241,6 +130,8 @@ class _Cells:
 
 _Axes = tuple[_Cells, _Cells]
 _Sizes = dict[str, tuple[int, int]]
+_Layout = tuple[int, int]  # which axes are height and width
+_LAYOUTS: tuple[_Layout, ...] = ((2, 3), (1, 2), (3, 4))  # (3, 4): channels in groups
 
 
 def grid_of(model: ModelProto, tensor: str, cells: tuple[int, int]) -> Grid | None:
@@ -261,9 +152,21 @@ def grid_of(model: ModelProto, tensor: str, cells: tuple[int, int]) -> Grid | No
     picture = graph.single_input().name
     sizes = _map_sizes(model)
     reach: dict[str, _Axes | None] = {picture: (_Cells(), _Cells())}  # None: cells cannot be followed
+    layout: dict[str, _Layout] = {picture: (2, 3)}
     for node in ancestors(graph, tensor):
-        if node.op_type != "Shape" and any(name in reach for name in node.input):
-            reach |= dict.fromkeys(node.output, _follow(graph, node, reach, sizes))
+        if node.op_type != "Shape" and (moving := [name for name in node.input if name in reach]):
+            here = layout[moving[0]]
+            if node.op_type in {"Transpose", "Reshape"}:
+                there = _turned(node, here) if node.op_type == "Transpose" else _grouped(graph, node, here, sizes)
+                followed = reach[moving[0]] if there in _LAYOUTS else None
+                here = there if followed else (2, 3)
+            else:
+                mixed = any(reach[name] and layout[name] != here for name in moving)
+                followed = None if mixed else _follow(graph, node, reach, sizes, here)
+            reach |= dict.fromkeys(node.output, followed)
+            layout |= dict.fromkeys(node.output, here)
+    if layout.get(tensor) != (2, 3):
+        return None
     axes = reach.get(tensor)
     if axes is None:
         return None
@@ -276,17 +179,39 @@ def grid_of(model: ModelProto, tensor: str, cells: tuple[int, int]) -> Grid | No
     )
 
 
-def _follow(graph: Graph, node: NodeProto, reach: dict[str, _Axes | None], sizes: _Sizes) -> _Axes | None:
+def _turned(node: NodeProto, layout: _Layout) -> _Layout:
+    """Return which axes are height and width behind a Transpose; (-1, -1) where it moves the batch axis."""
+    order = list(np.ravel(np.array(attributes(node).get("perm", ()))))
+    return (order.index(layout[0]), order.index(layout[1])) if len(order) > 3 and order[0] == 0 else (-1, -1)
+
+
+def _grouped(graph: Graph, node: NodeProto, layout: _Layout, sizes: _Sizes) -> _Layout:
+    """Return which axes are height and width behind a Reshape that only parts or joins channels; else (-1, -1)."""
+    shape = graph.constant(node.input[1])
+    extent = sizes.get(node.input[0]) or sizes.get(node.output[0])
+    if shape is None or extent is None or len(shape) < 4 or layout[0] < 2 or tuple(shape[-2:].tolist()) != extent:
+        return (-1, -1)
+    return (len(shape) - 2, len(shape) - 1)
+
+
+def _follow(
+    graph: Graph, node: NodeProto, reach: dict[str, _Axes | None], sizes: _Sizes, layout: _Layout
+) -> _Axes | None:
     """Return the cells of a node's output, or None where it does more than move a window over the picture."""
     source = reach.get(node.input[0])
-    if node.op_type in ELEMENTWISE or (node.op_type == "Concat" and attributes(node)["axis"] in (1, -3)):
+    channels = 6 - sum(layout)
+    if node.op_type in ELEMENTWISE or (
+        node.op_type == "Concat" and attributes(node)["axis"] in (channels, channels - 4)
+    ):
         return _merged(node, reach, sizes)
     if source is None or any(name in reach for name in node.input[1:]):
         return None
-    if node.op_type == "Conv" or node.op_type in _POOLS:
+    if (node.op_type == "Conv" or node.op_type in _POOLS) and layout == (2, 3):
         return _windowed(graph, node, source, sizes)
-    if node.op_type in {"Slice", "Pad"}:
-        return _moved(graph, node, source)
+    if node.op_type in {"Slice", "Pad"} and layout != (3, 4):
+        return _moved(graph, node, source, layout)
+    if node.op_type == "Split" and attributes(node).get("axis", 0) in (channels, channels - 4):
+        return source
     return None
 
 
@@ -306,27 +231,27 @@ def _merged(node: NodeProto, reach: dict[str, _Axes | None], sizes: _Sizes) -> _
     return merged[0], merged[1]
 
 
-def _moved(graph: Graph, node: NodeProto, source: _Axes) -> _Axes | None:
+def _moved(graph: Graph, node: NodeProto, source: _Axes, layout: _Layout) -> _Axes | None:
     """Return the cells behind a Slice or Pad with constant numbers; channels may come and go."""
     constants = [graph.constant(name) if name else None for name in node.input[1:]]
     if any(value is None for value, name in zip(constants, node.input[1:], strict=True) if name):
         return None
     numbers = [None if value is None else np.ravel(value).tolist() for value in constants] + [None] * 4
-    axes = list(source)
+    cells = dict(zip(layout, source, strict=True))
     if node.op_type == "Pad":
         pads = numbers[0] or []
         for axis, pad in zip(numbers[2] or range(4), pads[: len(pads) // 2], strict=True):
-            if axis % 4 in (2, 3):
-                axes[axis % 4 - 2] = axes[axis % 4 - 2].window(1, 1, 1, pad)
-        return axes[0], axes[1]
+            if axis % 4 in cells:
+                cells[axis % 4] = cells[axis % 4].window(1, 1, 1, pad)
+        return cells[layout[0]], cells[layout[1]]
     starts = numbers[0] or []
     steps = numbers[3] or [1] * len(starts)
     for axis, start, step in zip(numbers[2] or range(len(starts)), starts, steps, strict=True):
         if axis % 4 == 0 or start < 0 or step < 1:
             return None
-        if axis % 4 > 1:
-            axes[axis % 4 - 2] = axes[axis % 4 - 2].window(1, step, 1, -start)
-    return axes[0], axes[1]
+        if axis % 4 in cells:
+            cells[axis % 4] = cells[axis % 4].window(1, step, 1, -start)
+    return cells[layout[0]], cells[layout[1]]
 
 
 def _windowed(graph: Graph, node: NodeProto, axes: _Axes, sizes: _Sizes) -> _Axes | None:

@@ -7,7 +7,7 @@ plain classifier that can be served, and to which explanations can be attached.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,8 @@ ROWS = ("parts", "explanatory_graph", "class_features")
 
 Triple = tuple[float, float, float]
 Peak = Literal["argmax", "centroid"]
+Rule = Literal["contribution", "feature", "absolute_contribution", "weight", "absolute_weight", "random"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -135,30 +137,69 @@ class ExplanatoryGraph(_Section):
         return self
 
 
+class Contrast(_Section):
+    """Which features argue for the best class against the runner-up."""
+
+    features: str
+    """Output, int64 (batch, reasons): feature numbers, largest share first."""
+    contributions: str
+    """Output, float32 (batch, reasons): (weight for the best - weight for the runner-up) x value, in logits."""
+    rest: str
+    """Output, float32 (batch,): the same over all other features."""
+    bias: str
+    """Output, float32 (batch,): bias of the best - bias of the runner-up."""
+
+
 class ClassFeatures(_Section):
     """Contributions of class-specific features (arXiv 2112.07719) for the best `max_classes` classes."""
 
     classes: str
     """Output, int64 (batch, max_classes): class numbers, highest logit first."""
     features: str
-    """Output, int64 (batch, max_classes, k, 1): feature numbers; -1 pads classes with fewer than k."""
+    """Output, int64 (batch, max_classes, reasons, 1): feature numbers; -1 pads classes with fewer than k2."""
     activations: str
-    """Output, float32 (batch, max_classes, k): values of those features."""
+    """Output, float32 (batch, max_classes, reasons): values of those features."""
     contributions: str
-    """Output, float32 (batch, max_classes, k): weight x value, in logits."""
+    """Output, float32 (batch, max_classes, reasons): weight x value, in logits."""
+    omitted: str | None = None
+    """Output, float32 (batch, max_classes): class features beyond the reasons; null where all of them are reported."""
     rest: str
     """Output, float32 (batch, all classes): contribution of every other feature."""
     bias: str
     """Output, float32 (batch, max_classes)."""
+    contrast: Contrast | None = None
+    """The best class against the runner-up; null where there is one class."""
+    evidence: str | None = None
+    """Output, float32 (batch, max_classes, rows, columns): all features' contributions by cell of the map, in logits;
+    their sum + bias = logit. Null where the features are no means over the cells of a map."""
+    grid: Grid | None = None
+    """Where those cells lie."""
+    pooled: str
+    """Output, float32 (batch, all features): what the final layer reads."""
+    head: str
+    """Output, float32 (all classes, all features): the final layer's weights, the same in every run."""
+    map: str | None = None
+    """The conv map behind the features."""
+    flat: bool = False
+    """Whether features are the map's cells, channel by channel, instead of their means."""
+    inexact: str = ""
+    """Why contributions cannot be split over the cells of a map, with the place in the graph; empty if they can."""
     max_classes: PositiveInt
+    reasons: PositiveInt
+    """Features reported per class."""
     k1: PositiveInt | None = None
     """Features counted per picture when the sets were found; null for sets that came from outside."""
     k2: PositiveInt
     """Features per class."""
-    rule: Literal["feature", "contribution", "given"]
-    """What was ranked: the pooled feature (the paper), weight x feature, or nothing (given index sets)."""
+    rule: Rule | Literal["given"]
+    """What was ranked to find the class features; "given" for index sets that came from outside."""
     features_are_filters: bool
     """Whether feature j is the pooled map of filter j of `parts`."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every contribution is also a sum over the cells of a conv map, so that it has a place."""
+        return not self.inexact
 
 
 class Provenance(_Section):

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import Message
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.inliner import inline_local_functions
 
 from analyzers import __version__, manifest
+from analyzers.class_features import Head
+from analyzers.cli import read_model
 from analyzers.errors import ModelError
-from analyzers.graph import Classifier, Graph, find_classifier
-from analyzers.manifest import METADATA_KEY, Manifest, ModelInput, Provenance, Scores
+from analyzers.find_head import Classifier, find_classifier
+from analyzers.graph import Graph, ancestors
+from analyzers.manifest import METADATA_KEY, Manifest, Provenance, Scores
+from analyzers.preprocessing import NOTHING, Preprocessing, as_it_was, frozen_batch, picture_input, refuse_other_numbers
 from analyzers.runtime import Session, open_session
 
 MIN_OPSET = 18  # ReduceMax takes its axes as an input from here on
@@ -57,6 +64,37 @@ class Plain:
     found: Classifier
 
 
+def read_onnx(path: Path) -> bytes:
+    """Read an ONNX file, and into it the weights that its exporter kept in files beside it.
+
+    Raises:
+        ModelError: it is not there, or keeps weights outside its own folder.
+    """
+    data = read_model(path)
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception:  # protobuf raises its own classes; `load_onnx` says what is wrong
+        return data
+    outside = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    if not outside:
+        return data
+    folder = path.resolve().parent
+    for tensor in outside:
+        location = ExternalDataInfo(tensor).location
+        weights = folder / location
+        if not location or weights.is_symlink() or not weights.resolve().is_relative_to(folder):
+            raise ModelError(
+                f"the model keeps '{tensor.name}' in '{location[:80]}', outside its own folder; save it as one file"
+            )
+        if not weights.is_file():
+            raise ModelError(f"the model keeps '{tensor.name}' in '{location[:80]}', which is not beside it")
+    try:
+        load_external_data_for_model(model, str(folder))
+        return model.SerializeToString()
+    except Exception as error:  # onnx and protobuf raise unrelated classes
+        raise ModelError(f"the weights beside the model cannot be read: {_one_line(error)}") from None
+
+
 def load_onnx(data: bytes) -> ModelProto:
     """Parse an ONNX file and bring it to a usable operator set.
 
@@ -66,8 +104,12 @@ def load_onnx(data: bytes) -> ModelProto:
     try:
         model = onnx.load_model_from_string(data)
         if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
-            raise ModelError("the model keeps weights in other files; save it as one file first")
+            raise ModelError(
+                "the model keeps weights in other files; read it from its folder, or save it as one file first"
+            )
         onnx.checker.check_model(model)
+        if model.functions:
+            model = inline_local_functions(model)
     except ModelError:
         raise
     except Exception as error:  # protobuf and onnx raise unrelated classes
@@ -95,18 +137,16 @@ def read_plain(
     data: bytes,
     *,
     names: tuple[str, ...] | None = None,
-    mean: manifest.Triple | None = None,
-    std: manifest.Triple | None = None,
-    size: tuple[int, int] | None = None,
+    preprocessing: Preprocessing = NOTHING,
+    scores: str | None = None,
 ) -> Plain:
     """Read a plain classifier, one of ours or anybody's.
 
     Args:
         data: the ONNX file.
         names: class names, needed where the file does not carry them.
-        mean: what the model expects to be subtracted from pictures in 0..1, per channel; goes into the graph.
-        std: what it expects to be divided by, per channel; goes into the graph.
-        size: (height, width) where the input's shape leaves them open.
+        preprocessing: what the model wants its pictures to be.
+        scores: the output that holds the class scores, where there are several.
 
     Raises:
         ModelError: it cannot be explained; the message says at which place of the graph.
@@ -117,17 +157,23 @@ def read_plain(
         known = Manifest.from_metadata(metadata)
         if known.rows:
             raise ModelError(f"the file is explained already ({', '.join(known.rows)}); attach to the plain model")
-        if (mean or known.input.mean, std or known.input.std) != (known.input.mean, known.input.std):
-            raise ModelError(
-                f"the file normalises its pictures itself, by mean {known.input.mean} and std {known.input.std};"
-                " leave --mean and --std out"
-            )
-        return Plain(model, known, find_classifier(model))
-    found = find_classifier(model)
+        refuse_other_numbers(known.input, preprocessing)
+        return Plain(model, known, find_classifier(model, known.input, known.scores.tensor))
+    _refuse_unfit(model)
+    frozen = frozen_batch(model)
+    picture = picture_input(model, preprocessing)
+    try:
+        found = find_classifier(model, picture, scores)
+    except ModelError as error:
+        if not frozen or "ONNXRuntimeError" not in str(error):
+            raise
+        raise ModelError(
+            f"the model was exported for a batch of {frozen} and its batch axis cannot be freed; export it with a free"
+            f" (dynamic) batch axis: {error}"
+        ) from None
     if names is None or len(names) != len(found.head.bias):
         given = "none are known" if names is None else f"there are {len(names)} names"
         raise ModelError(f"the model has {len(found.head.bias)} classes and {given}; give one name a class")
-    picture = picture_input(model, size, mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0))
     plain = Plain(
         model,
         Manifest(
@@ -142,41 +188,42 @@ def read_plain(
     return plain
 
 
-def picture_input(
-    model: ModelProto, size: tuple[int, int] | None, mean: manifest.Triple, std: manifest.Triple
-) -> ModelInput:
-    """Check the picture input, free its batch axis and put the normalisation behind it."""
-    graph = Graph(model)
-    value = graph.single_input()
-    dimensions = value.type.tensor_type.shape.dim
-    shape = [d.dim_value or "?" for d in dimensions]
-    if value.type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4 or shape[1] not in (3, "?"):
-        raise ModelError(f"the input '{value.name}' has shape {shape}; expected float32 (batch, 3, height, width)")
-    height, width = ((d.dim_value or (0 if size is None else size[axis])) for axis, d in enumerate(dimensions[2:4]))
-    if height < 1 or width < 1:
-        raise ModelError(f"the input '{value.name}' leaves its size open; say which with --size HEIGHT,WIDTH")
-    if size is not None and size != (height, width):
-        raise ModelError(f"the input '{value.name}' is {height} x {width}, not {size[0]} x {size[1]}; leave --size out")
-    if not np.isfinite((mean, std)).all() or min(std) <= 0:
-        raise ModelError(f"mean {mean} and std {std} cannot normalise; expected finite numbers and std above 0")
-    dimensions[0].dim_param = "batch"
-    dimensions[1].dim_value, dimensions[2].dim_value, dimensions[3].dim_value = 3, height, width
-    for output in model.graph.output:
-        for dimension in output.type.tensor_type.shape.dim[:1]:
-            dimension.dim_param = "batch"
-    del model.graph.value_info[:]  # shapes inferred for the batch axis that was
-    name = value.name
-    if any(mean) or any(s != 1 for s in std):
-        taken = {value.name, *graph.producer}
-        name = next(name for name in ("image", "picture", "pellucid.picture") if name not in taken)
-        constants = {"pellucid.mean": mean, "pellucid.std": std}
-        for key, triple in constants.items():
-            array = np.array(triple, np.float32).reshape(1, 3, 1, 1)
-            model.graph.initializer.append(numpy_helper.from_array(array, key))
-        model.graph.node.insert(0, helper.make_node("Sub", [name, "pellucid.mean"], ["pellucid.centred"]))
-        model.graph.node.insert(1, helper.make_node("Div", ["pellucid.centred", "pellucid.std"], [value.name]))
-        value.name = name
-    return ModelInput(tensor=name, height=height, width=width, mean=mean, std=std)
+_CONTROL = frozenset({"If", "Loop", "Scan"})
+_QUANTISED = frozenset(
+    [
+        "QuantizeLinear",
+        "DynamicQuantizeLinear",
+        "DequantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    ]
+)
+_HALVES: dict[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+
+
+def _refuse_unfit(model: ModelProto) -> None:
+    """Refuse what cannot be explained whatever its head: control flow, quantised numbers, half precision."""
+    for node in ancestors(Graph(model), *(output.name for output in model.graph.output)):
+        place = f"{node.op_type} '{node.name or node.output[0]}'"
+        if node.op_type in _CONTROL:
+            raise ModelError(
+                f"the model has control flow at {place}; export it for fixed shapes, as one straight graph"
+            )
+        if node.op_type in _QUANTISED:
+            raise ModelError(
+                f"the model is quantised, first at {place}; attach to the float32 model, then compare the quantised"
+                " copy with `pellucid-analyze certify`"
+            )
+    kinds = [(tensor.name, tensor.data_type) for tensor in model.graph.initializer]
+    kinds += [(value.name, value.type.tensor_type.elem_type) for value in model.graph.input]
+    for name, kind in kinds:
+        if kind in _HALVES:
+            raise ModelError(
+                f"the model keeps {_HALVES[kind]} numbers, first '{name}'; attach to the float32 model, then"
+                " compare the smaller copy with `pellucid-analyze certify`"
+            )
 
 
 def _try_out(plain: Plain, data: bytes) -> None:
@@ -195,10 +242,11 @@ def _try_out(plain: Plain, data: bytes) -> None:
                 raise ModelError(f"'{tensor}' has shape {shape} for {count} pictures; expected {[count, wanted]}")
     original = open_session(data)
     source, output = original.session.get_inputs()[0], plain.model.graph.output[0].name
-    mean, std = (np.array(triple, np.float32).reshape(1, 3, 1, 1) for triple in (picture.mean, picture.std))
-    count = source.shape[0] if isinstance(source.shape[0], int) else 2
-    expected = original.run({source.name: ((images - mean) / std)[np.arange(count) % 2]})[output][:2]
-    gap = float(abs(expected - answer[output][: len(expected)]).max())
+    frozen = source.shape[0] if isinstance(source.shape[0], int) else 2
+    prepared = as_it_was(plain.model, picture, images)
+    rows = [prepared[np.arange(first, first + frozen) % 2] for first in (0, 1)]
+    expected = np.stack([original.run({source.name: row})[output][0] for row in rows])
+    gap = float(abs(expected - answer[output]).max())
     if not gap <= TOLERANCE * max(1.0, float(abs(expected).max())):
         raise ModelError(f"'{output}' differs by {gap:.1e} once the file is converted; export it with operator set 18")
 
@@ -218,6 +266,27 @@ def probe(plain: Plain, layer: Layer = POOLED) -> tuple[Session, str | None]:
             model.graph.output.append(helper.make_empty_tensor_value_info(name))
             present.add(name)
     return open_session(model.SerializeToString()), tensor
+
+
+def explained_plain(model: ModelProto) -> Plain:
+    """Return an explained model as the classifier in it; its manifest and initializers say where everything is.
+
+    Raises:
+        ModelError: it has no class features.
+    """
+    known = manifest_of(model)
+    section = known.class_features
+    if section is None:
+        raise ModelError("the model has no class features; attach them with `pellucid-analyze attach`")
+    graph = Graph(model)
+    weight, bias = (graph.constant(f"class_features/{name}") for name in ("head_weight", "class_bias"))
+    if weight is None or bias is None:
+        raise ModelError("the file lacks the numbers of its final layer; attach the explanations anew")
+    head = Head(weight.astype(np.float32), bias.astype(np.float32))
+    found = Classifier(
+        known.scores.tensor, section.pooled, head, section.map, None, section.flat, section.grid, section.inexact
+    )
+    return Plain(model, known, found)
 
 
 def manifest_of(model: ModelProto) -> Manifest:

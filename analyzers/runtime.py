@@ -7,7 +7,7 @@ import os
 # Read once, at import: ONNX Runtime >= 1.29 otherwise opens a data base in the home directory and looks up hosts.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -116,21 +116,23 @@ class Session:
         """Names of the graph's outputs."""
         return tuple(output.name for output in self.session.get_outputs())
 
-    def run(self, feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
-        """Run once and return every output by name.
+    def run(self, feeds: Tensors, outputs: Sequence[str] = ()) -> dict[str, npt.NDArray[Any]]:
+        """Run once and return these outputs by name, every one where none is named.
 
         Raises:
             ModelError: the graph refused these inputs or failed.
         """
+        names = list(outputs or self.outputs)
         try:
-            values = self.session.run(None, dict(feeds))
+            values = self.session.run(names, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ModelError(f"the model failed to run: {_one_line(error)}") from None
-        return dict(zip(self.outputs, values, strict=True))
+        return dict(zip(names, values, strict=True))
 
     def run_images(self, manifest: Manifest, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
-        """Run a batch of pictures, float32 (batch, 3, height, width)."""
-        return self.run({manifest.input.tensor: images})
+        """Run a batch of pictures, float32 (batch, 3, height, width); the final layer's weights stay where they are."""
+        fixed = None if manifest.class_features is None else manifest.class_features.head
+        return self.run({manifest.input.tensor: images}, [name for name in self.outputs if name != fixed])
 
 
 def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 0) -> Session:

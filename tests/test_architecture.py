@@ -23,6 +23,8 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "graph_inference",
     "graph_page",
     "page",
+    "find_head",
+    "preprocessing",
 }
 KERNEL = sorted({m.name for m in pkgutil.iter_modules(analyzers.__path__)} - OFFLINE)
 CLIENT = ("client", "command", "convert")

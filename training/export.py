@@ -19,7 +19,7 @@ import torch
 from torch.export import Dim
 
 from analyzers.errors import ModelError
-from analyzers.graph import find_classifier
+from analyzers.find_head import find_classifier
 from analyzers.manifest import Manifest, ModelInput, Provenance, Scores
 from analyzers.parts import misplaced
 from analyzers.plain import PRODUCER, Layer, Plain, probe, set_manifest
@@ -60,7 +60,7 @@ def export(
     )
     set_manifest(model, manifest)
     onnx.checker.check_model(model, full_check=True)
-    return Plain(model, manifest, find_classifier(model))
+    return Plain(model, manifest, find_classifier(model, manifest.input))
 
 
 def reported_layer(network: Network, interpretable: bool = False) -> Layer:

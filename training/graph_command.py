@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from onnx import ModelProto, numpy_helper
 
-from analyzers import cli
+from analyzers import preprocessing
 from analyzers.conv_maps import ConvMap, default_maps, find_conv_maps, named_maps, read_network
-from analyzers.errors import DataError, ModelError
+from analyzers.errors import DataError
 from analyzers.explanatory_graph import ExplanatoryGraph
 from analyzers.fingerprint import maps_fingerprint
 from analyzers.graph_file import save_graph
 from analyzers.manifest import METADATA_KEY, Manifest
 from analyzers.pictures import Pictures
+from analyzers.plain import read_onnx
 from analyzers.read_pictures import read_pictures
 from training.explanatory_graph import learn_graph
 from training.graph_blocks import Workspace
@@ -60,9 +61,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--iterations", type=int, default=8, help="rounds of EM (default 8)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to compute")
-    command.add_argument("--mean", type=cli.triple, metavar="R,G,B", help="subtracted from pictures in 0..1")
-    command.add_argument("--std", type=cli.triple, metavar="R,G,B", help="then divided by")
-    command.add_argument("--size", type=cli.pair, metavar="H,W", help="picture size where the model leaves it open")
+    preprocessing.add_arguments(command)
     command.add_argument("--resume", action="store_true", help="go on where an interrupted run of this command stopped")
     command.add_argument("--output", type=Path, default=Path("graph.npz"), metavar="graph.npz")
 
@@ -72,11 +71,8 @@ def run(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     if not 0 < options.memory < math.inf or options.iterations < 1 or options.seed < 0:
         raise DataError("--memory and --iterations take numbers above 0, --seed a whole number from 0 on")
-    try:
-        data = options.model.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{options.model} cannot be read: {error.strerror}") from None
-    model, picture = read_network(data, mean=options.mean, std=options.std, size=options.size)
+    data = read_onnx(options.model)
+    model, picture = read_network(data, preprocessing.read_arguments(options))
     maps = find_conv_maps(model, picture)
     if options.layers is None:
         chosen = default_maps(maps)

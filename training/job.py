@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from analyzers.check_pictures import Unreadable
-from analyzers.class_features import Rule
 from analyzers.errors import PellucidError
-from analyzers.manifest import Peak, Triple
+from analyzers.manifest import Peak, Rule, Triple
 from training.backbones import BACKBONES
 from training.network import IMAGENET_MEAN, IMAGENET_STD
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from analyzers.class_features import FRAGMENT, Head, split_head
+from analyzers.class_features import LEDGER, Head, split_head
 from analyzers.runtime import Tensors, open_session
 from tests import oracles
 
@@ -22,8 +22,9 @@ def run(head: Head, sets: np.ndarray, pooled: np.ndarray, max_classes: int) -> T
         "weight": weight,
         "rest_weight": rest_weight,
         "class_bias": head.bias,
+        "head_weight": head.weight,
     }
-    return open_session(onnx.parser.parse_model(FRAGMENT).SerializeToString()).run(feeds)
+    return open_session(onnx.parser.parse_model(LEDGER).SerializeToString()).run(feeds)
 
 
 def random_head(classes: int, features: int) -> Head:

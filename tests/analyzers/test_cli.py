@@ -11,9 +11,9 @@ import pytest
 
 from analyzers.__main__ import main
 from analyzers.class_features import membership
-from analyzers.graph import find_classifier
 from analyzers.manifest import Manifest
 from analyzers.pixels import to_model_input
+from analyzers.plain import explained_plain
 from analyzers.runtime import open_session
 from tests.conftest import NAMES, SIZE, explain_tiny, random_pictures, tiny_plain
 
@@ -91,9 +91,8 @@ def test_evaluate_measures_what_numpy_measures(plain: Path, pack: Path, tmp_path
     import onnx
 
     graph = onnx.load(model)
-    head = find_classifier(graph, "logits").head
+    head = explained_plain(graph).found.head
     sets = next(onnx.numpy_helper.to_array(t) for t in graph.graph.initializer if t.name == "class_features/index")
-    graph.graph.output.append(onnx.helper.make_empty_tensor_value_info("flat"))
     pooled = open_session(graph.SerializeToString()).run({"image": images})["flat"]
     own = pooled @ np.where(membership(head, sets[:, :, 0]), head.weight, 0).T + head.bias
     assert figures["accuracy"]["value"] == (logits.argmax(1) == test.label).mean()

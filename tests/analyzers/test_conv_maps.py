@@ -10,6 +10,7 @@ from analyzers.conv_maps import default_maps, find_conv_maps, named_maps, open_m
 from analyzers.errors import ModelError
 from analyzers.fingerprint import maps_fingerprint
 from analyzers.graph import Graph
+from analyzers.preprocessing import Preprocessing
 from tests.conftest import explain_tiny, tiny_plain
 
 # conv -> ReLU -> (conv -> ReLU -> conv) + itself -> ReLU -> pool -> conv -> gated by its own sigmoid -> mean
@@ -85,11 +86,11 @@ def test_plain_and_explained_files_have_one_fingerprint_and_other_weights_anothe
     plain, explained, other = tiny_plain(), explain_tiny()[2].SerializeToString(), tiny_plain(1)
     prints = [maps_fingerprint(read_network(data)[0], ["relu"]) for data in (plain, explained, other)]
     assert prints[0] == prints[1] != prints[2]
-    normalised = read_network(plain, mean=(0.5, 0.5, 0.5))[0]
+    normalised = read_network(plain, Preprocessing(mean=(0.5, 0.5, 0.5)))[0]
     assert maps_fingerprint(normalised, ["relu"]) != prints[0]
 
 
 def test_flags_that_contradict_the_file_are_refused() -> None:
     explained = explain_tiny()[2].SerializeToString()
     with pytest.raises(ModelError, match="normalises its pictures itself"):
-        read_network(explained, mean=(0.5, 0.5, 0.5))
+        read_network(explained, Preprocessing(mean=(0.5, 0.5, 0.5)))

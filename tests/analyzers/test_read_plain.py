@@ -10,6 +10,7 @@ from analyzers.attach import Selection, attach
 from analyzers.errors import InvalidInputError, ModelError
 from analyzers.manifest import Manifest, Triple
 from analyzers.plain import Layer, read_plain
+from analyzers.preprocessing import Preprocessing
 from analyzers.prove import prove
 from analyzers.runtime import open_session
 from tests.conftest import NAMES, SIZE, tiny_plain
@@ -90,13 +91,7 @@ def test_an_old_file_is_converted_and_answers_as_before(opset: int, ir: int, end
         "p = GlobalMaxPool (r) f = Flatten (p)",
         "p = ReduceMax <keepdims: int = 0> (r, space) f = Identity (p)",
         "p = GlobalAveragePool (r) q = Relu (p) f = Flatten (q)",
-        "t = Transpose <perm: ints = [0, 1, 3, 2]> (r) p = GlobalAveragePool (t) f = Flatten (p)",
-        "t = Transpose <perm: ints = [0, 2, 3, 1]> (r) f = ReduceMean <keepdims: int = 0> (t, inner)",
         "t = Transpose <perm: ints = [0, 2, 1, 3]> (r) f = ReduceMean <keepdims: int = 0> (t, space)",
-        "s = Reshape (r, lines) p = GlobalAveragePool (s) f = Flatten (p)",
-        "s = Reshape (r, lines) f = ReduceMean <keepdims: int = 0> (s, last)",
-        "s = Reshape (r, lines) t = Transpose <perm: ints = [0, 2, 1]> (s) f = ReduceMean <keepdims: int = 0> (t, one)",
-        "q = ReduceMean <keepdims: int = 0> (r, last) f = ReduceMean <keepdims: int = 0> (q, last)",
         "two = Concat <axis: int = 2> (r, r) p = GlobalAveragePool (two) f = Flatten (p)",
     ],
 )
@@ -112,7 +107,8 @@ def test_a_frozen_batch_axis_is_freed_with_all_that_was_inferred_from_it(batch: 
     model = onnx.shape_inference.infer_shapes(foreign(shape=f"{batch}, 3, 16, 16", y=f"{batch}, 3"))
     assert model.graph.value_info
     result = explained(model)
-    shapes = [value.type.tensor_type.shape.dim[0] for value in (*result.graph.input, *result.graph.output)]
+    outputs = [output for output in result.graph.output if output.name != "class_features.head"]
+    shapes = [value.type.tensor_type.shape.dim[0] for value in (*result.graph.input, *outputs)]
     assert {dimension.dim_param for dimension in shapes} == {"batch"}
     assert not result.graph.value_info
     together = open_session(result.SerializeToString()).run({"x": images(8)})["y"]
@@ -124,13 +120,11 @@ def test_a_frozen_batch_axis_is_freed_with_all_that_was_inferred_from_it(batch: 
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        (f"p = GlobalAveragePool (r) f = Reshape (p, one_row) {GEMM}", "the model failed to run"),
         (
             "p = GlobalAveragePool (r) f = Squeeze (p) m = MatMul (f, turned) y = Add (m, head_bias)",
             "has shape [3] for 1",
         ),
-        ("p = GlobalAveragePool (r) f = Reshape (p, middle) y = MatMul (f, turned)", "'y' has shape [1, 1, 3] for 1"),
-        ("t = Transpose <perm: ints = [1, 0, 2, 3]> (r) " + POOL.replace("(r)", "(t)") + f" {GEMM}", "failed to run"),
+        ("t = Transpose <perm: ints = [1, 0, 2, 3]> (r) " + POOL.replace("(r)", "(t)") + f" {GEMM}", "batch axis"),
     ],
 )
 def test_a_graph_made_for_one_picture_only_is_refused(end: str, words: str) -> None:
@@ -154,18 +148,22 @@ def test_options_that_cannot_be_meant_are_refused(
     mean: Triple | None, std: Triple | None, size: tuple[int, int] | None, words: str
 ) -> None:
     with pytest.raises(ModelError, match=words):
-        read_plain(foreign().SerializeToString(), names=NAMES, mean=mean, std=std, size=size)
+        read_plain(
+            foreign().SerializeToString(), names=NAMES, preprocessing=Preprocessing(mean=mean, std=std, size=size)
+        )
 
 
 @pytest.mark.parametrize("size", [None, (0, 16), (-16, 16)])
 def test_an_open_size_has_to_be_said(size: tuple[int, int] | None) -> None:
     model = foreign(shape="batch, 3, h, w")
     with pytest.raises(ModelError, match="the input 'x' leaves its size open; say which with --size HEIGHT,WIDTH"):
-        read_plain(model.SerializeToString(), names=NAMES, size=size)
+        read_plain(model.SerializeToString(), names=NAMES, preprocessing=Preprocessing(size=size))
 
 
 def test_a_size_that_is_said_is_the_size_of_the_model() -> None:
-    plain = read_plain(foreign(shape="batch, c, h, w").SerializeToString(), names=NAMES, size=(16, 16))
+    plain = read_plain(
+        foreign(shape="batch, c, h, w").SerializeToString(), names=NAMES, preprocessing=Preprocessing(size=(16, 16))
+    )
     assert (plain.manifest.input.height, plain.manifest.input.width) == (16, 16)
     prove(plain, attach(plain, GIVEN), Layer(), images(3))
 
@@ -173,7 +171,6 @@ def test_a_size_that_is_said_is_the_size_of_the_model() -> None:
 @pytest.mark.parametrize(
     ("shape", "shown"),
     [
-        ("batch, 16, 16, 3", "['?', 16, 16, 3]"),
         ("batch, 1, 16, 16", "['?', 1, 16, 16]"),
         ("batch, 768", "['?', 768]"),
     ],
@@ -181,15 +178,18 @@ def test_a_size_that_is_said_is_the_size_of_the_model() -> None:
 def test_an_input_that_is_no_rgb_picture_is_refused_saying_what_it_is(shape: str, shown: str) -> None:
     with pytest.raises(ModelError) as caught:
         read_plain(foreign(shape=shape).SerializeToString(), names=NAMES)
-    assert f"the input 'x' has shape {shown}; expected float32 (batch, 3, height, width)" in str(caught.value)
+    assert f"the input 'x' has shape {shown} of float; expected float32 or uint8 (batch, 3, height, width)" in str(
+        caught.value
+    )
 
 
-def test_an_input_of_bytes_is_refused() -> None:
+@pytest.mark.parametrize("kind", [onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64])
+def test_an_input_of_other_numbers_is_refused(kind: int) -> None:
     model = foreign()
-    cast = onnx.helper.make_node("Cast", ["bytes"], ["x"], to=onnx.TensorProto.FLOAT)
+    cast = onnx.helper.make_node("Cast", ["numbers"], ["x"], to=onnx.TensorProto.FLOAT)
     model.graph.node.insert(0, cast)
-    model.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("bytes", onnx.TensorProto.UINT8, ["b", 3, 16, 16]))
-    with pytest.raises(ModelError, match=r"the input 'bytes' has shape .* expected float32"):
+    model.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("numbers", kind, ["b", 3, 16, 16]))
+    with pytest.raises(ModelError, match=r"the input 'numbers' has shape .* expected float32 or uint8"):
         read_plain(model.SerializeToString(), names=NAMES)
 
 
@@ -200,7 +200,7 @@ def test_the_normalised_input_takes_a_name_that_is_free(renamed: dict[str, str])
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
     model.graph.input[0].name = renamed.get("x", "x")
-    plain = read_plain(model.SerializeToString(), names=NAMES, mean=mean, std=std)
+    plain = read_plain(model.SerializeToString(), names=NAMES, preprocessing=Preprocessing(mean=mean, std=std))
     answer = open_session(attach(plain, GIVEN).SerializeToString()).run_images(plain.manifest, images(2))
     shift, scale = (np.array(triple, np.float32).reshape(1, 3, 1, 1) for triple in (mean, std))
     outside = {model.graph.input[0].name: (images(2) - shift) / scale}
