@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from analyzers import explanation, manifest
 from analyzers.errors import InvalidInputError
+from analyzers.geometry import Frame, area
 from analyzers.manifest import Rule
 
 Float32Array = npt.NDArray[np.float32]
@@ -275,6 +276,21 @@ def membership(head: Head, sets: Int64Array) -> npt.NDArray[np.bool_]:
     return chosen[:, :-1]
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a model says about one picture's classes, as values.
+
+    Attributes:
+        ledgers: one for each of the best classes.
+        contrast: the best of them against the runner-up, if the model has it.
+        gap: largest difference between a logit and what its ledger or evidence adds up to.
+    """
+
+    ledgers: tuple[explanation.Ledger, ...]
+    contrast: explanation.Contrast | None
+    gap: float
+
+
 def decode(
     section: manifest.ClassFeatures,
     logits: Float32Array,
@@ -282,36 +298,98 @@ def decode(
     outputs: Mapping[str, npt.NDArray[Any]],
     row: int,
     parts: Mapping[int, explanation.Part],
+    frame: Frame,
+    *,
     top_k_classes: int,
     top_k_reasons: int,
-) -> tuple[explanation.Ledger, ...]:
+    evidence: bool,
+) -> Decoded:
     """Return the ledgers of picture `row` for its best classes; `parts` are the filters that fired, by number."""
+    named = parts if section.features_are_filters else {}
     ledgers = []
+    gaps = [0.0]
     for rank in range(min(top_k_classes, section.max_classes)):
         number = int(outputs[section.classes][row, rank])
-        features = outputs[section.features][row, rank, :, 0]
-        activations = outputs[section.activations][row, rank]
-        contributions = outputs[section.contributions][row, rank]
-        order = np.argsort(-abs(contributions), kind="stable")
-        order = order[features[order] >= 0]
-        kept, omitted = order[:top_k_reasons], order[top_k_reasons:]
-        ledgers.append(
-            explanation.Ledger(
-                class_index=number,
-                class_name=names[number],
-                logit=float(logits[number]),
-                contributions=tuple(
-                    explanation.Contribution(
-                        feature=int(features[i]),
-                        contribution=float(contributions[i]),
-                        activation=float(activations[i]),
-                        part=parts.get(int(features[i])) if section.features_are_filters else None,
-                    )
-                    for i in kept
-                ),
-                omitted=float(contributions[omitted].sum()),
-                rest=float(outputs[section.rest][row, number]),
-                bias=float(outputs[section.bias][row, rank]),
-            )
+        values = [
+            outputs[section.features][row, rank, :, 0],
+            outputs[section.contributions][row, rank],
+            outputs[section.activations][row, rank],
+        ]
+        kept, omitted = _contributions(values, named, top_k_reasons)
+        if section.omitted is not None:
+            omitted += float(outputs[section.omitted][row, rank])
+        bias = float(outputs[section.bias][row, rank])
+        where = None if section.evidence is None else outputs[section.evidence][row, rank]
+        ledger = explanation.Ledger(
+            class_index=number,
+            class_name=names[number],
+            logit=float(logits[number]),
+            contributions=kept,
+            omitted=omitted,
+            rest=float(outputs[section.rest][row, number]),
+            bias=bias,
+            evidence=_evidence(section, where, frame) if evidence and where is not None else None,
         )
-    return tuple(ledgers)
+        ledgers.append(ledger)
+        gaps.append(abs(ledger.total - ledger.logit))
+        if where is not None:
+            gaps.append(abs(float(where.sum(dtype=np.float64)) + bias - ledger.logit))
+    contrast = None
+    if section.contrast is not None:
+        contrast = _contrast(section, section.contrast, logits, names, outputs, row, named, top_k_reasons)
+        gaps.append(abs(contrast.total - contrast.margin))
+    return Decoded(tuple(ledgers), contrast, float(np.max(gaps)))  # NaN stays NaN
+
+
+def _contributions(
+    values: list[npt.NDArray[Any]], parts: Mapping[int, explanation.Part], most: int
+) -> tuple[tuple[explanation.Contribution, ...], float]:
+    """Return the largest contributions of [features, contributions, activations], and the sum of the others."""
+    features, contributions, activations = values
+    order = np.argsort(-abs(contributions), kind="stable")
+    order = order[features[order] >= 0]
+    kept = tuple(
+        explanation.Contribution(
+            feature=int(features[i]),
+            contribution=float(contributions[i]),
+            activation=float(activations[i]),
+            part=parts.get(int(features[i])),
+        )
+        for i in order[:most]
+    )
+    return kept, float(contributions[order[most:]].sum(dtype=np.float64))
+
+
+def _contrast(
+    section: manifest.ClassFeatures,
+    tensors: manifest.Contrast,
+    logits: Float32Array,
+    names: tuple[str, ...],
+    outputs: Mapping[str, npt.NDArray[Any]],
+    row: int,
+    parts: Mapping[int, explanation.Part],
+    most: int,
+) -> explanation.Contrast:
+    best, other = (int(number) for number in outputs[section.classes][row, :2])
+    features = outputs[tensors.features][row]
+    values = [features, outputs[tensors.contributions][row], outputs[section.pooled][row, features]]
+    kept, omitted = _contributions(values, parts, most)
+    return explanation.Contrast(
+        class_index=best,
+        class_name=names[best],
+        against_index=other,
+        against_name=names[other],
+        margin=float(logits[best]) - float(logits[other]),
+        contributions=kept,
+        rest=float(outputs[tensors.rest][row]) + omitted,
+        bias=float(outputs[tensors.bias][row]),
+    )
+
+
+def _evidence(
+    section: manifest.ClassFeatures, values: npt.NDArray[Any], frame: Frame
+) -> explanation.EvidenceMap | None:
+    if section.grid is None:
+        return None
+    rows = tuple(tuple(row) for row in values.astype(np.float64).tolist())
+    return explanation.EvidenceMap(rows, area(section.grid, frame))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from analyzers import class_features, nodes, parts
 from analyzers.errors import InvalidInputError
-from analyzers.explanation import Explanation, Parts, Prediction
+from analyzers.explanation import Explanation, Parts, Prediction, Proof
 from analyzers.geometry import Frame
 from analyzers.manifest import ROWS, Manifest, Scores
 
@@ -32,6 +32,7 @@ class Wanted:
         top_k_reasons: how many reasons per row and class, 0 for the default.
         max_nodes: how many nodes of each layer of the explanatory graph, 0 for the default.
         min_percentile: 0..100, nodes below it are left out.
+        evidence: whether ledgers say where, by cell.
     """
 
     rows: frozenset[str] = frozenset()
@@ -39,6 +40,7 @@ class Wanted:
     top_k_reasons: int = 0
     max_nodes: int = 0
     min_percentile: float = 0.0
+    evidence: bool = False
 
     def __post_init__(self) -> None:
         for row in sorted(self.rows):
@@ -71,8 +73,24 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
     fired = {}
     if manifest.parts is not None and (wanted.includes("parts") or wanted.includes("class_features")):
         fired = parts.decode(manifest.parts, manifest.classes, outputs, row, frame)
+    decoded = None
+    section = manifest.class_features
+    if section is not None:
+        decoded = class_features.decode(
+            section,
+            logits,
+            manifest.classes,
+            outputs,
+            row,
+            fired,
+            frame,
+            top_k_classes=top_k_classes,
+            top_k_reasons=top_k_reasons,
+            evidence=wanted.evidence,
+        )
+    shown = decoded if wanted.includes("class_features") else None
     return Explanation(
-        predictions=_predictions(manifest, logits, top_k_classes),
+        predictions=predictions(manifest, logits, top_k_classes),
         width=frame.width,
         height=frame.height,
         parts=Parts(tuple(fired.values())[:top_k_reasons], manifest.parts.layer)
@@ -89,22 +107,17 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
         )
         if manifest.explanatory_graph is not None and wanted.includes("explanatory_graph")
         else None,
-        class_features=class_features.decode(
-            manifest.class_features,
-            logits,
-            manifest.classes,
-            outputs,
-            row,
-            fired,
-            top_k_classes,
-            top_k_reasons,
-        )
-        if manifest.class_features is not None and wanted.includes("class_features")
-        else None,
+        class_features=None if shown is None else shown.ledgers,
+        contrast=None if shown is None else shown.contrast,
+        proof=Proof(
+            completeness_gap=None if decoded is None else decoded.gap,
+            exact=section is not None and section.exact,
+            inexact="the model has no class features" if section is None else section.inexact,
+        ),
     )
 
 
-def probabilities(scores: Scores, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def probabilities(scores: Scores, logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Apply the model's activation over the last axis, in float64 so that nothing overflows."""
     values = logits.astype(np.float64)
     if scores.activation == "sigmoid":
@@ -115,7 +128,8 @@ def probabilities(scores: Scores, logits: npt.NDArray[np.float32]) -> npt.NDArra
     return shares
 
 
-def _predictions(manifest: Manifest, logits: npt.NDArray[np.float32], count: int) -> tuple[Prediction, ...]:
+def predictions(manifest: Manifest, logits: npt.NDArray[Any], count: int) -> tuple[Prediction, ...]:
+    """Return the `count` best classes, most probable first."""
     probability = probabilities(manifest.scores, logits)
     order = np.argsort(-logits, kind="stable")[:count]  # ties: lowest class first, as in the graph's TopK
     return tuple(Prediction(int(c), manifest.classes[c], float(logits[c]), float(probability[c])) for c in order)

@@ -127,6 +127,19 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class EvidenceMap:
+    """What argues for a class and where: all features' contributions by cell of the map behind them.
+
+    Attributes:
+        values: (rows, columns), signed, in logits; their sum + the class's bias is its logit.
+        area: what the map's cells cover, in pixels of the picture that was sent; may reach beyond it.
+    """
+
+    values: tuple[tuple[float, ...], ...]
+    area: Box
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """Adds up to a logit: sum of contributions + omitted + rest + bias = logit.
 
@@ -138,6 +151,7 @@ class Ledger:
         omitted: class-specific features that were not asked for.
         rest: all other features; 0 for a decomposed final layer.
         bias: the class's bias.
+        evidence: where; None if not asked for or not to be had.
     """
 
     class_index: int
@@ -147,11 +161,66 @@ class Ledger:
     omitted: float
     rest: float
     bias: float
+    evidence: EvidenceMap | None = None
 
     @property
     def total(self) -> float:
         """What the entries add up to; equals `logit` up to rounding."""
         return sum(entry.contribution for entry in self.contributions) + self.omitted + self.rest + self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Why the best class and not the runner-up: sum of contributions + rest + bias = margin.
+
+    Attributes:
+        class_index: number of the best class.
+        class_name: its name.
+        against_index: number of the runner-up.
+        against_name: its name.
+        margin: logit of the best - logit of the runner-up.
+        contributions: (weight for the best - weight for the runner-up) x feature, largest absolute share first.
+        rest: the same over all features that are not listed.
+        bias: bias of the best - bias of the runner-up.
+    """
+
+    class_index: int
+    class_name: str
+    against_index: int
+    against_name: str
+    margin: float
+    contributions: tuple[Contribution, ...]
+    rest: float
+    bias: float
+
+    @property
+    def total(self) -> float:
+        """What the entries add up to; equals `margin` up to rounding."""
+        return sum(entry.contribution for entry in self.contributions) + self.rest + self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How exact an explanation is, and what it is an explanation of.
+
+    Attributes:
+        completeness_gap: largest difference between a logit of the answer and what its ledger or its evidence adds
+            up to, in logits; None without class features.
+        exact: whether every contribution is also a sum over the cells of a conv map, so that it has a place.
+        inexact: why not, with the place in the graph; "" if it is.
+        model_sha256: of the model file, hexadecimal.
+        image_sha256: of the picture as it was sent: the encoded file, or the raw numbers.
+        execution_provider: what ran the model, such as "CPUExecutionProvider".
+        runtime: the runtime and its version.
+    """
+
+    completeness_gap: float | None = None
+    exact: bool = False
+    inexact: str = ""
+    model_sha256: str = ""
+    image_sha256: str = ""
+    execution_provider: str = ""
+    runtime: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +234,8 @@ class Explanation:
         parts: which filters fired where; None if not asked for or not to be had.
         class_features: one ledger for each of `predictions`; None alike.
         explanatory_graph: which part patterns are present where; None alike.
+        contrast: why the best class and not the runner-up; None alike.
+        proof: how exact it is, and what of.
     """
 
     predictions: tuple[Prediction, ...]
@@ -173,3 +244,5 @@ class Explanation:
     parts: Parts | None = None
     class_features: tuple[Ledger, ...] | None = None
     explanatory_graph: ExplanatoryGraph | None = None
+    contrast: Contrast | None = None
+    proof: Proof = Proof()

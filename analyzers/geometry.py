@@ -48,6 +48,15 @@ def locate(grid: Grid, index: int, frame: Frame) -> Place:
     )
 
 
+def area(grid: Grid, frame: Frame) -> Box:
+    """Return what all cells of a map cover, in pixels of the picture; with padding it may reach beyond the picture."""
+    top, left = (grid.offset[axis] - grid.stride[axis] / 2 for axis in (0, 1))
+    bottom, right = (
+        start + cells * step for start, cells, step in zip((top, left), grid.cells, grid.stride, strict=True)
+    )
+    return Box(left * frame.scale_x, top * frame.scale_y, right * frame.scale_x, bottom * frame.scale_y)
+
+
 def _box(x: float, y: float, extent: tuple[float, float], frame: Frame) -> Box:
     """Return the box of `extent` (vertical, horizontal) input pixels round (x, y), clipped to the picture."""
     half_y, half_x = extent[0] / 2, extent[1] / 2

@@ -61,6 +61,8 @@ check_wheels(wheel for wheel in WHEELS if _installed(wheel))
 
 import onnxruntime as ort  # noqa: E402 (the telemetry switch and the check must come first)
 
+RUNTIME = f"onnxruntime {ort.__version__}"
+
 ort.set_default_logger_severity(4)  # nothing but fatal ones: errors come as exceptions, with a sentence of ours
 
 

@@ -58,6 +58,7 @@ def add_service(server: grpc.aio.Server, servicer: Servicer, workers: ThreadPool
     """Register `pellucid.v1.ExplainService`."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Explain": _handler(pb.ExplainRequest, servicer.explain, workers),
+        "WhatIf": _handler(pb.WhatIfRequest, servicer.what_if, workers),
         "ListModels": _handler(pb.ListModelsRequest, servicer.list_models, workers),
         "GetModel": _handler(pb.GetModelRequest, servicer.get_model, workers),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import grpc
 import numpy as np
@@ -13,11 +13,18 @@ import numpy.typing as npt
 
 from analyzers.errors import InvalidInputError, PellucidError
 from analyzers.explanation import Explanation
+from analyzers.what_if import Change
 from pellucid.v1 import explain_pb2 as pb
 from pellucid.v1 import explain_pb2_grpc as pb_grpc
 from server.convert import from_message
 
 Image = bytes | str | Path | npt.NDArray[Any]
+
+_EVIDENCE = {
+    "": pb.EVIDENCE_TYPE_UNSPECIFIED,
+    "float32": pb.EVIDENCE_TYPE_FLOAT32,
+    "float16": pb.EVIDENCE_TYPE_FLOAT16,
+}
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -65,6 +72,7 @@ class Client:
         top_k_reasons: int = 0,
         max_nodes: int = 0,
         min_percentile: float = 0.0,
+        evidence: Literal["", "float32", "float16"] = "",
     ) -> list[Explanation]:
         """Predict and explain pictures, all in one run of the model.
 
@@ -79,6 +87,7 @@ class Client:
             top_k_reasons: how many reasons per row and class, strongest first; 0 means 10.
             max_nodes: how many nodes of each layer of the explanatory graph; 0 means 20.
             min_percentile: nodes below it, 0..100, are left out.
+            evidence: whether ledgers say where, by cell, and in which numbers they are sent.
 
         Raises:
             ServerError: the server refused or could not be reached; `code` says how.
@@ -93,10 +102,55 @@ class Client:
             top_k_reasons=top_k_reasons,
             max_nodes=max_nodes,
             min_percentile=min_percentile,
+            evidence=_EVIDENCE[evidence],
         )
         _put_images(request, images)
         response: pb.ExplainResponse = self._call(self._stub.Explain, request)
         return [from_message(message) for message in response.explanations]
+
+    def what_if(
+        self,
+        image: Image,
+        *changes: Change,
+        model: str = "",
+        version: str = "",
+        smallest_flip: bool = False,
+        occlude: bool = False,
+        top_k_classes: int = 0,
+    ) -> pb.WhatIfResponse:
+        """Predict one picture and ask what the answer would be if things counted for less or more.
+
+        Exact for every class, and without another run of the model, but for `occlude`.
+
+        Args:
+            image: an encoded picture (bytes), the path of one, or an array as in `explain`.
+            changes: what counts for less or more, such as `Change("feature", 12)` without feature 12.
+            model: name of the model; may be left out where the server has only one.
+            version: version of the model; the highest where left out.
+            smallest_flip: whether to look for the smallest set of features without which another class wins.
+            occlude: whether to paint over the places of what changes, and as much elsewhere.
+            top_k_classes: how many classes, best first; 0 means 5.
+
+        Raises:
+            ServerError: the server refused or could not be reached.
+            InvalidInputError: the picture is of an unknown kind.
+            OSError: a picture file cannot be read.
+        """
+        pictures = pb.ExplainRequest()
+        _put_images(pictures, image)
+        request = pb.WhatIfRequest(
+            model=model,
+            version=version,
+            encoded_image=pictures.encoded_images[0] if pictures.encoded_images else b"",
+            changes=map(_change_message, changes),
+            smallest_flip=smallest_flip,
+            occlude=occlude,
+            top_k_classes=top_k_classes,
+        )
+        if pictures.HasField("tensor"):
+            request.tensor.CopyFrom(pictures.tensor)
+        response: pb.WhatIfResponse = self._call(self._stub.WhatIf, request)
+        return response
 
     def list_models(self) -> list[pb.ModelStatus]:
         """Return the status of every model version."""
@@ -127,6 +181,14 @@ class Client:
             return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
             raise ServerError(error.code(), error.details() or "no details") from None
+
+
+def _change_message(change: Change) -> pb.Change:
+    if change.kind == "node":
+        return pb.Change(node=pb.NodeName(layer=change.layer, node=change.number), scale=change.scale)
+    if change.kind == "part":
+        return pb.Change(part=change.number, scale=change.scale)
+    return pb.Change(feature=change.number, scale=change.scale)
 
 
 def _put_images(request: pb.ExplainRequest, images: Image | Sequence[Image]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures ready for the model: float32 (batch, 3, height, width), and the frame of each as it was sent."""
+    """Pictures ready for the model.
+
+    Attributes:
+        images: float32 (batch, 3, height, width).
+        frames: of each as it was sent.
+        digests: SHA-256 of each as it was sent, hexadecimal.
+    """
 
     images: npt.NDArray[np.float32]
     frames: list[Frame]
+    digests: list[str]
 
 
 _TYPES: dict[int, np.dtype[Any]] = {
@@ -43,32 +51,34 @@ _TYPES: dict[int, np.dtype[Any]] = {
 }
 
 
-def read_batch(request: pb.ExplainRequest, model: ModelInput, limits: Limits) -> Batch:
+def read_batch(request: pb.ExplainRequest | pb.WhatIfRequest, model: ModelInput, limits: Limits) -> Batch:
     """Decode and check the pictures of a request.
 
     Raises:
         InvalidInputError: naming the field, what was expected and what came.
     """
-    if request.encoded_images and request.HasField("tensor"):
-        raise InvalidInputError("encoded_images", "and tensor are both set; expected exactly one of them")
+    if isinstance(request, pb.WhatIfRequest):
+        one = request.encoded_image
+        field, pictures, names = "encoded_image", [one] if one else [], ["encoded_image"]
+        limits = Limits(1, limits.max_pixels)
+    else:
+        field, pictures = "encoded_images", list(request.encoded_images)
+        names = [f"encoded_images[{number}]" for number in range(len(pictures))]
+    if pictures and request.HasField("tensor"):
+        raise InvalidInputError(field, "and tensor are both set; expected exactly one of them")
     if request.HasField("tensor"):
         return _read_tensor(request.tensor, model, limits)
-    if not request.encoded_images:
-        raise InvalidInputError("encoded_images", "holds no picture and tensor is not set; expected one of them")
-    _check_count("encoded_images", len(request.encoded_images), limits)
-    pictures = [
-        decode(
-            encoded,
-            model.height,
-            model.width,
-            max_pixels=limits.max_pixels,
-            field=f"encoded_images[{number}]",
-        )
-        for number, encoded in enumerate(request.encoded_images)
+    if not pictures:
+        raise InvalidInputError(field, "holds no picture and tensor is not set; expected one of them")
+    _check_count(field, len(pictures), limits)
+    decoded = [
+        decode(encoded, model.height, model.width, max_pixels=limits.max_pixels, field=name)
+        for encoded, name in zip(pictures, names, strict=True)
     ]
     return Batch(
-        to_model_input(np.stack([picture.pixels for picture in pictures])),
-        [_frame(model, picture.source_width, picture.source_height) for picture in pictures],
+        to_model_input(np.stack([picture.pixels for picture in decoded])),
+        [_frame(model, picture.source_width, picture.source_height) for picture in decoded],
+        [sha256(encoded).hexdigest() for encoded in pictures],
     )
 
 
@@ -105,11 +115,13 @@ def _read_tensor(tensor: pb.ImageTensor, model: ModelInput, limits: Limits) -> B
         )
     numbers = np.frombuffer(data, kind).reshape(shape)
     frames = [_frame(model, model.width, model.height)] * shape[0]
+    step = size // shape[0]
+    digests = [sha256(data[start : start + step]).hexdigest() for start in range(0, size, step)]
     if kind == np.uint8:
-        return Batch(to_model_input(numbers), frames)
+        return Batch(to_model_input(numbers), frames, digests)
     if not np.isfinite(numbers).all():
         raise InvalidInputError("tensor.data", "holds NaN or infinite numbers; expected numbers from 0 to 1")
     low, high = float(numbers.min()), float(numbers.max())
     if low < 0 or high > 1:
         raise InvalidInputError("tensor.data", f"ranges from {low:.4g} to {high:.4g}; expected numbers from 0 to 1")
-    return Batch(np.ascontiguousarray(numbers.transpose(0, 3, 1, 2), np.float32), frames)
+    return Batch(np.ascontiguousarray(numbers.transpose(0, 3, 1, 2), np.float32), frames, digests)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from analyzers.explain import Wanted
+from dataclasses import asdict
+
+from analyzers.errors import InvalidInputError
+from analyzers.explain import DEFAULT_TOP_K_CLASSES, Wanted, predictions
+from analyzers.what_if import Change, Float64Array
 from pellucid.v1 import explain_pb2 as pb
-from server.convert import to_message
-from server.model import ExplainedModel
+from server.convert import prediction_message, proof_message, to_message
+from server.model import ExplainedModel, WhatIf
 from server.repository import Repository
 from server.request import Limits, read_batch
 
@@ -26,12 +30,34 @@ class Servicer:
             request.top_k_reasons,
             request.max_nodes,
             request.min_percentile,
+            bool(request.evidence),
         )
+        if request.evidence not in pb.EvidenceType.values():
+            raise InvalidInputError("evidence", f"is {request.evidence}; expected one of {pb.EvidenceType.keys()}")
         batch = read_batch(request, model.manifest.input, self._limits)
-        explanations = model.explain(batch.images, batch.frames, wanted)
+        explanations = model.explain(batch.images, batch.frames, batch.digests, wanted)
         return pb.ExplainResponse(
-            model=model.name, version=model.version, explanations=[to_message(e) for e in explanations]
+            model=model.name,
+            version=model.version,
+            explanations=[to_message(explanation, request.evidence) for explanation in explanations],
         )
+
+    def what_if(self, request: pb.WhatIfRequest) -> pb.WhatIfResponse:
+        """Predict one picture and say what the answer would be if things counted for less or more."""
+        model = self._repository.get(request.model, request.version)
+        if request.top_k_classes < 0:
+            raise InvalidInputError("top_k_classes", f"is {request.top_k_classes}; expected 0 (the default) or more")
+        changes = [_change(place, change) for place, change in enumerate(request.changes)]
+        batch = read_batch(request, model.manifest.input, self._limits)
+        answer = model.what_if(
+            batch.images,
+            batch.frames[0],
+            batch.digests[0],
+            changes,
+            flip=request.smallest_flip,
+            occlude=request.occlude,
+        )
+        return _what_if_response(model, answer, request.top_k_classes or DEFAULT_TOP_K_CLASSES)
 
     def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """List every model version, refused ones with the reason."""
@@ -51,6 +77,38 @@ class Servicer:
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """Say what one model takes, knows and can explain."""
         return _describe(self._repository.get(request.model, request.version))
+
+
+def _change(place: int, change: pb.Change) -> Change:
+    match change.WhichOneof("what"):
+        case "feature":
+            return Change("feature", change.feature, change.scale)
+        case "part":
+            return Change("part", change.part, change.scale)
+        case "node":
+            return Change("node", change.node.node, change.scale, change.node.layer)
+        case _:
+            raise InvalidInputError(f"changes[{place}]", "names nothing; expected a feature, a part or a node")
+
+
+def _what_if_response(model: ExplainedModel, answer: WhatIf, count: int) -> pb.WhatIfResponse:
+    def best(logits: Float64Array) -> list[pb.Prediction]:
+        return [prediction_message(one) for one in predictions(model.manifest, logits, count)]
+
+    response = pb.WhatIfResponse(
+        model=model.name,
+        version=model.version,
+        before=best(answer.before),
+        after=best(answer.after),
+        logits_before=answer.before.tolist(),
+        logits_after=answer.after.tolist(),
+        proof=proof_message(answer.proof),
+    )
+    if answer.flip is not None:
+        response.flip.CopyFrom(pb.Flip(features=answer.flip.features, after=best(answer.flip.logits)))
+    if answer.occlusion is not None:
+        response.occlusion.CopyFrom(pb.Occlusion(**asdict(answer.occlusion)))
+    return response
 
 
 def _describe(model: ExplainedModel) -> pb.GetModelResponse:

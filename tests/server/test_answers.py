@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from hashlib import sha256
 
 import grpc
 import numpy as np
@@ -19,7 +20,7 @@ from analyzers.runtime import open_session
 from pellucid.v1 import explain_pb2 as pb
 from pellucid.v1 import explain_pb2_grpc as pb_grpc
 from server.client import Client
-from tests.conftest import FILTERS, NAMES, SIZE, random_pictures
+from tests.conftest import FILTERS, NAMES, SIZE, random_pictures, unsigned
 
 PICTURES = random_pictures(8, seed=7).encoded
 PIXELS = random_pictures(8, seed=7).decoded(SIZE, SIZE)
@@ -55,7 +56,7 @@ def test_an_answer_is_what_the_analyzers_compute_from_the_same_file(
 ) -> None:
     answers = client.explain(PICTURES)
     assert len(answers) == 8
-    for answer, expected in zip(answers, computed, strict=True):
+    for answer, expected in zip(unsigned(answers), unsigned(computed), strict=True):
         assert as_sent(asdict(answer)) == as_sent(asdict(expected))
         assert answer.parts.parts
         assert len(answer.class_features) == len(NAMES)
@@ -86,9 +87,9 @@ def test_a_picture_gets_the_same_bits_alone_and_in_a_batch_of_8(client: Client) 
 
 
 def test_a_file_its_pixels_and_its_floats_get_the_same_bits(client: Client) -> None:
-    encoded = client.explain(PICTURES)
-    assert client.explain(PIXELS) == encoded
-    assert client.explain((PIXELS / 255).astype(np.float32)) == encoded
+    encoded = unsigned(client.explain(PICTURES))
+    assert unsigned(client.explain(PIXELS)) == encoded
+    assert unsigned(client.explain((PIXELS / 255).astype(np.float32))) == encoded
 
 
 def test_the_order_of_the_answers_is_the_order_of_the_pictures(client: Client) -> None:
@@ -107,7 +108,9 @@ def test_concurrent_requests_get_their_own_rows(client: Client) -> None:
 
 def test_only_the_rows_that_were_asked_for_are_answered(client: Client) -> None:
     whole = client.explain(PICTURES)
-    assert client.explain(PICTURES, rows=["parts"]) == [replace(answer, class_features=None) for answer in whole]
+    assert client.explain(PICTURES, rows=["parts"]) == [
+        replace(answer, class_features=None, contrast=None) for answer in whole
+    ]
     assert client.explain(PICTURES, rows=["class_features"]) == [replace(answer, parts=None) for answer in whole]
     assert client.explain(PICTURES, rows=["class_features", "parts", "parts"]) == whole
 
@@ -203,3 +206,40 @@ def test_an_answer_says_which_model_and_version_gave_it(address: str) -> None:
             request = pb.ExplainRequest(model=asked[0], version=asked[1], encoded_images=PICTURES[:1])
             answer = stub.Explain(request, timeout=20)
             assert (answer.model, answer.version, len(answer.explanations)) == ("tiny", "1", 1)
+
+
+def test_every_answer_says_how_exact_it_is_and_what_it_is_about(client: Client, tiny_model: bytes) -> None:
+    for answer, picture in zip(client.explain(PICTURES), PICTURES, strict=True):
+        proof = answer.proof
+        assert proof.completeness_gap == pytest.approx(0, abs=1e-5)
+        assert (proof.exact, proof.inexact) == (True, "")
+        assert proof.model_sha256 == sha256(tiny_model).hexdigest()
+        assert proof.image_sha256 == sha256(picture).hexdigest()
+        assert proof.execution_provider == "CPUExecutionProvider"
+        assert proof.runtime.startswith("onnxruntime 1.")
+    (answer,) = client.explain(PIXELS[:1])
+    assert answer.proof.image_sha256 == sha256(PIXELS[0].tobytes()).hexdigest()
+
+
+def test_the_contrast_adds_up_to_the_margin_over_the_runner_up(client: Client) -> None:
+    for answer in client.explain(PICTURES):
+        best, other = answer.predictions[:2]
+        contrast = answer.contrast
+        assert (contrast.class_index, contrast.against_index) == (best.class_index, other.class_index)
+        assert contrast.margin == pytest.approx(best.logit - other.logit, abs=1e-6)
+        assert contrast.total == pytest.approx(contrast.margin, abs=1e-5)
+        assert len(contrast.contributions) == FILTERS
+        assert any(entry.part is not None for entry in contrast.contributions)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-5), ("float16", 1e-2)])
+def test_evidence_by_cell_adds_up_to_each_logit_and_comes_only_when_asked_for(
+    client: Client, kind: str, tolerance: float
+) -> None:
+    assert all(ledger.evidence is None for answer in client.explain(PICTURES) for ledger in answer.class_features)
+    for answer in client.explain(PICTURES, evidence=kind):
+        for ledger in answer.class_features:
+            values = np.array(ledger.evidence.values)
+            assert values.shape == (8, 8)
+            assert values.sum() + ledger.bias == pytest.approx(ledger.logit, abs=tolerance * 10)
+            assert ledger.evidence.area == Box(-0.5, -0.5, 15.5, 15.5)
