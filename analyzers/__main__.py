@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from analyzers import attach_command, cli
+from analyzers import attach_command, certify_command, cli
 from analyzers.check_pictures import check_pictures
 from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gallery-filters", type=int, default=FILTERS, help=f"at most (default {FILTERS})")
     command.add_argument("--gallery-pictures", type=int, default=PICTURES, help=f"of each (default {PICTURES})")
     command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser(
+        "certify", help="compare a smaller copy's explanations", description=certify_command.run.__doc__
+    )
+    certify_command.add_arguments(command)
+    command.set_defaults(run=certify_command.run)
 
     command = commands.add_parser("inspect", help="say what a model or graph file is", description=_inspect.__doc__)
     command.add_argument("model", type=Path, metavar="MODEL.onnx|GRAPH.npz")

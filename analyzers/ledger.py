@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from analyzers.explanation import Contribution, Explanation, ExplanatoryGraph, Ledger, Node
+from analyzers.explanation import Contrast, Contribution, Explanation, ExplanatoryGraph, Ledger, Node
+
+CONTRASTED = 3  # reasons against the runner-up that the text names
 
 
 def render(explanation: Explanation, title: str = "") -> str:
@@ -12,6 +14,8 @@ def render(explanation: Explanation, title: str = "") -> str:
     lines = [f"{title}: {head}" if title else head]
     if explanation.class_features:
         lines += _ledger(explanation.class_features[0])
+    if explanation.contrast is not None:
+        lines.append(_contrast(explanation.contrast))
     if explanation.parts is not None and not explanation.class_features:
         lines += [
             f"  filter {part.filter} fired at ({part.x:.0f}, {part.y:.0f}), score {part.score:.2f}"
@@ -35,6 +39,11 @@ def _ledger(ledger: Ledger) -> list[str]:
         f"  {'-' * 8}",
         f"  {ledger.total:+8.3f}  = logit of {ledger.class_name} ({ledger.logit:+.3f})",
     ]
+
+
+def _contrast(contrast: Contrast) -> str:
+    entries = [f"{describe(entry)} {entry.contribution:+.3f}" for entry in contrast.contributions[:CONTRASTED]]
+    return f"  rather than {contrast.against_name} by {contrast.margin:+.3f}: {', '.join(entries)}, ..."
 
 
 def _tree(graph: ExplanatoryGraph) -> list[str]:

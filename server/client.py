@@ -20,7 +20,7 @@ from server.convert import from_message
 
 Image = bytes | str | Path | npt.NDArray[Any]
 
-_EVIDENCE = {
+EVIDENCE = {
     "": pb.EVIDENCE_TYPE_UNSPECIFIED,
     "float32": pb.EVIDENCE_TYPE_FLOAT32,
     "float16": pb.EVIDENCE_TYPE_FLOAT16,
@@ -102,7 +102,7 @@ class Client:
             top_k_reasons=top_k_reasons,
             max_nodes=max_nodes,
             min_percentile=min_percentile,
-            evidence=_EVIDENCE[evidence],
+            evidence=EVIDENCE[evidence],
         )
         _put_images(request, images)
         response: pb.ExplainResponse = self._call(self._stub.Explain, request)

@@ -24,10 +24,13 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "graph_page",
     "page",
     "find_head",
+    "smaller",
+    "certify",
+    "certify_command",
     "preprocessing",
 }
 KERNEL = sorted({m.name for m in pkgutil.iter_modules(analyzers.__path__)} - OFFLINE)
-CLIENT = ("client", "command", "convert")
+CLIENT = ("client", "command", "convert", "answer_file")
 
 
 def loaded_by(*modules: str) -> set[str]:
