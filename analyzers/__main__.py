@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from analyzers import attach_command, certify_command, cli
+from analyzers import attach_command, certify_command, cli, sweep_command
 from analyzers.check_pictures import check_pictures
 from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
@@ -60,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     certify_command.add_arguments(command)
     command.set_defaults(run=certify_command.run)
+
+    command = commands.add_parser(
+        "sweep", help="how many class features models need", description=sweep_command.run.__doc__
+    )
+    sweep_command.add_arguments(command)
+    command.set_defaults(run=sweep_command.run)
 
     command = commands.add_parser("inspect", help="say what a model or graph file is", description=_inspect.__doc__)
     command.add_argument("model", type=Path, metavar="MODEL.onnx|GRAPH.npz")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,9 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from analyzers import class_features, manifest, parts
-from analyzers.class_features import Histogram, Int64Array, split_head
+from analyzers.class_features import Head, Histogram, Int64Array, split_head
+from analyzers.decompose import Moments, Tuning, tune
+from analyzers.decompose import decompose as class_features_only
 from analyzers.errors import InvalidInputError, ModelError
 from analyzers.graph import filter_by_filter, grid_of
 from analyzers.manifest import Provenance
@@ -39,20 +41,79 @@ class Selection:
     rule: str
 
 
-def select(
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What was found on labelled pictures.
+
+    Attributes:
+        selection: the class features.
+        head: the decomposed final layer; None where the full one stays.
+        accuracy: share of those pictures that the model gets right, with its full layer.
+    """
+
+    selection: Selection
+    head: Head | None
+    accuracy: float
+
+
+def fit(
     plain: Plain,
     batches: Iterable[tuple[Float32Array, Int64Array]],
+    selection: Selection | None = None,
     *,
-    k1: int,
-    k2: int,
-    rule: manifest.Rule,
-) -> Selection:
-    """Find the class-specific features from pictures (batch, 3, height, width) and their true classes."""
+    k1: int = 5,
+    k2: int = 5,
+    rule: manifest.Rule = "contribution",
+    decomposed: Literal["kept", "refitted", "tuned"] | None = None,
+    tuning: Tuning | None = None,
+) -> Fit:
+    """Find class features on pictures, and the decomposed layer on them; one pass, in memory that stays bounded.
+
+    Only "tuned" keeps every picture's features, 4 bytes each.
+
+    Args:
+        plain: the classifier.
+        batches: pictures (batch, 3, height, width) and their true classes (batch,).
+        selection: the class features, where they are known.
+        k1: features counted per picture.
+        k2: class features of each class.
+        rule: what ranks a feature.
+        decomposed: None leaves the layer; "kept" keeps the class features' weights, "refitted" fits them to the full
+            layer's logits in closed form, "tuned" goes on from there to the labels.
+        tuning: how.
+
+    Raises:
+        InvalidInputError: a class has no picture, or k1 or k2 do not fit.
+    """
     session, _ = probe(plain)
-    histogram = Histogram(plain.found.head, k1, rule)
+    head, found = plain.found.head, plain.found
+    histogram = None if selection is not None else Histogram(head, k1, rule)
+    moments = Moments(head) if decomposed in ("refitted", "tuned") else None
+    kept: list[tuple[Float32Array, Int64Array]] = []
+    right = seen = 0
     for images, label in batches:
-        histogram.add(session.run_images(plain.manifest, images)[plain.found.pooled], label)
-    return Selection(histogram.index_sets(k2), k1, rule)
+        answer = session.run_images(plain.manifest, images)
+        pooled = answer[found.pooled]
+        right += int((answer[found.logits].argmax(1) == label).sum())
+        seen += len(label)
+        if histogram is not None:
+            histogram.add(pooled, label)
+        if moments is not None:
+            moments.add(pooled)
+        if decomposed == "tuned":
+            kept.append((pooled, label))
+    chosen = selection
+    if histogram is not None:
+        chosen = Selection(histogram.index_sets(k2), k1, rule)
+    if chosen is None or not seen:
+        raise InvalidInputError("data", "holds no picture")
+    smaller = None
+    if decomposed is not None:
+        smaller = class_features_only(head, chosen.sets) if moments is None else moments.refit(chosen.sets)
+    if decomposed == "tuned" and smaller is not None:
+        pooled, label = (np.concatenate(column) for column in zip(*kept, strict=True))
+        smaller = tune(head, smaller, chosen.sets, pooled, label, tuning or Tuning())
+    return Fit(chosen, smaller, right / seen)
 
 
 def attach(
@@ -62,6 +123,7 @@ def attach(
     layer: Layer = POOLED,
     max_classes: int = DEFAULT_MAX_CLASSES,
     max_reasons: int = DEFAULT_MAX_REASONS,
+    decomposed: Literal["kept", "refitted", "tuned"] | None = None,
     provenance: Provenance | None = None,
 ) -> ModelProto:
     """Return the classifier with its explanation outputs and manifest; logits are untouched.
@@ -72,6 +134,7 @@ def attach(
         layer: which conv map to report as parts.
         max_classes: for how many of the best classes a ledger is computed.
         max_reasons: how many features each of them names, those with the largest contributions.
+        decomposed: how its final layer was decomposed, if it was.
         provenance: where the explanations came from.
 
     Raises:
@@ -89,11 +152,12 @@ def attach(
         model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, ["batch", shown[tensor]]))
     top = min(max_classes, len(known.classes))
     parts_section = _attach_parts(model, plain, layer)
+    features = _attach_class_features(model, plain, selection, (top, max_reasons), parts_section)
     explained = known.model_copy(
         update={
             "provenance": provenance or known.provenance,
             "parts": parts_section,
-            "class_features": _attach_class_features(model, plain, selection, (top, max_reasons), parts_section),
+            "class_features": features.model_copy(update={"decomposed": decomposed}),
         }
     )
     set_manifest(model, explained)

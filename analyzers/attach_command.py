@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 
 from analyzers import cli, preprocessing
-from analyzers.attach import DEFAULT_MAX_CLASSES, DEFAULT_MAX_REASONS, Selection, attach, select
+from analyzers.attach import DEFAULT_MAX_CLASSES, DEFAULT_MAX_REASONS, Fit, Selection, attach, fit
 from analyzers.attach_graph import (
     NODES,
     NODES_OF_A_CLASS,
@@ -22,6 +23,7 @@ from analyzers.attach_graph import (
 )
 from analyzers.check_pictures import check_pictures
 from analyzers.class_features import check_index_sets
+from analyzers.decompose import Tuning
 from analyzers.errors import DataError
 from analyzers.explanatory_graph import ExplanatoryGraph
 from analyzers.files import write_atomically
@@ -33,6 +35,9 @@ from analyzers.plain import Layer, Plain, load_onnx, manifest_of, read_onnx, rea
 from analyzers.progress import track
 from analyzers.prove import Proof, prove
 from analyzers.read_pictures import read_pictures
+from analyzers.replace_head import replace_head
+
+log = logging.getLogger("pellucid.analyzers")
 
 PROOF_PICTURES = 32
 
@@ -64,6 +69,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="contribution",
         help="what ranks a feature: weight x feature (default), the feature itself as in the paper, or a control",
     )
+    group = command.add_argument_group("a decomposed final layer, which reads class features alone")
+    group.add_argument(
+        "--decompose",
+        choices=("kept", "refitted", "tuned"),
+        help="keep their weights, refit them to the full layer in closed form, or go on to tune them to the labels"
+        " (default: the full layer stays)",
+    )
+    group.add_argument("--tune-epochs", type=int, default=20, metavar="N", help="of tuning (default 20)")
+    group.add_argument("--tune-rate", type=float, default=1e-3, metavar="RATE", help="of tuning (default 0.001)")
+    group.add_argument(
+        "--distil", type=float, default=0.0, metavar="SHARE", help="0 to 1, how much the full layer teaches (default 0)"
+    )
     command.add_argument("--indices", type=Path, metavar="FILE.json", help="take these sets: {class: [features]}")
     command.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line (default: the data's)")
     command.add_argument("--scores", metavar="OUTPUT", help="which output holds the class scores, of several")
@@ -89,7 +106,9 @@ def run(options: argparse.Namespace) -> None:
     With `--graph` the explanatory graph is added as well; to a file that has its class features already, that alone.
     """
     data = read_onnx(options.model)
-    pictures = None if options.data is None else check_pictures(read_pictures(options.data), options.unreadable)
+    pictures = None if options.data is None else read_pictures(options.data)
+    if pictures is not None and options.unreadable == "skip":
+        pictures = check_pictures(pictures, "skip")  # else they are decoded once, and the first bad one ends it
     graph = None if options.graph is None else load_graph(options.graph)
     known = describe_file(data)
     said: list[str] = []
@@ -104,19 +123,22 @@ def run(options: argparse.Namespace) -> None:
         explained, sentence = _attach_graph(options, explained, graph, pictures)
         said.append(sentence)
     write_atomically(options.output, explained.SerializeToString(deterministic=True))
-    print(f"{options.output}: logits unchanged, {', '.join(said)}")
+    print(f"{options.output}: {', '.join(said)}")
 
 
 def _attach_class_features(options: argparse.Namespace, data: bytes, pictures: Pictures) -> tuple[ModelProto, str]:
     names = cli.read_names(options.names) if options.names else pictures.names
     plain = read_plain(data, names=names, preprocessing=preprocessing.read_arguments(options), scores=options.scores)
     pictures = pictures.relabelled(plain.manifest.classes).of_split(options.split)
-    selection = _selection(options, plain, pictures)
+    fitted = _fit(options, plain, pictures)
+    if fitted.head is not None:
+        plain = replace_head(plain, fitted.head)
     explained = attach(
         plain,
-        selection,
+        fitted.selection,
         max_classes=options.max_classes,
         max_reasons=options.max_reasons,
+        decomposed=options.decompose,
         provenance=Provenance(
             producer=plain.manifest.provenance.producer,
             data=f"{options.data.name}, {options.split}",
@@ -125,7 +147,16 @@ def _attach_class_features(options: argparse.Namespace, data: bytes, pictures: P
         ),
     )
     proof = prove(plain, explained, Layer(), _proof_pictures(plain.manifest.input, pictures))
-    return explained, _said(explained, proof)
+    chance = float(np.bincount(pictures.label).max() / len(pictures))
+    if fitted.accuracy <= chance + 0.02 and len(pictures.names) > 1:
+        log.warning(
+            "the model gets %.1f %% of the pictures right, hardly more than the largest class alone (%.1f %%); are the"
+            " pre-processing and the order of the class names right?",
+            100 * fitted.accuracy,
+            100 * chance,
+        )
+    changed = "logits unchanged" if fitted.head is None else f"final layer decomposed ({options.decompose})"
+    return explained, f"{changed}, {_said(explained, proof)}; {fitted.accuracy:.1%} of the pictures right"
 
 
 def _said(explained: ModelProto, proof: Proof) -> str:
@@ -155,25 +186,34 @@ def _attach_graph(
     numbers = [] if section is None else [number for layer in section.layers for own in layer.node for number in own]
     nodes = sum(number >= 0 for number in numbers)
     where = f"where numpy finds them within {gap:.1e}" if options.graph_form == "hard" else "calibrated"
-    return with_graph, f"{nodes} nodes {where}"
+    return with_graph, f"logits unchanged, {nodes} nodes {where}"
 
 
-def _selection(options: argparse.Namespace, plain: Plain, pictures: Pictures) -> Selection:
+def _fit(options: argparse.Namespace, plain: Plain, pictures: Pictures) -> Fit:
+    given = None
     if options.indices is not None:
         try:
             document = json.loads(options.indices.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             raise DataError(f"{options.indices} is not JSON; expected {{class number: [feature numbers]}}") from None
         classes, features = plain.found.head.weight.shape
-        return Selection(check_index_sets(document, classes, features), None, "given")
+        given = Selection(check_index_sets(document, classes, features), None, "given")
     size, step = plain.manifest.input, 32
     batches = zip(
         map(to_model_input, pictures.batches(size.height, size.width, step)),
         (pictures.label[start : start + step] for start in range(0, len(pictures), step)),
         strict=True,
     )
-    shown = track(batches, "class features", -(-len(pictures) // step))
-    return select(plain, shown, k1=options.k1, k2=options.k2, rule=options.rule)
+    return fit(
+        plain,
+        track(batches, "class features", -(-len(pictures) // step)),
+        given,
+        k1=options.k1,
+        k2=options.k2,
+        rule=options.rule,
+        decomposed=options.decompose,
+        tuning=Tuning(options.tune_epochs, options.tune_rate, distil=options.distil),
+    )
 
 
 def _proof_pictures(size: ModelInput, pictures: Pictures | None) -> np.ndarray:

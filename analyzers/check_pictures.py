@@ -33,7 +33,7 @@ def check_pictures(pictures: Pictures, unreadable: Unreadable = "refuse") -> Pic
     readable, failures = [], []
     for row, encoded in enumerate(track(pictures.encoded, "Checking pictures", len(pictures))):
         try:
-            decode(encoded, 1, 1, field=f"picture {row} ({pictures.names[pictures.label[row]]})")
+            decode(encoded, 1, 1, field=pictures.describe(row))
         except InvalidInputError as error:
             failures.append(str(error))
         else:

@@ -58,6 +58,17 @@ def interval(text: str) -> tuple[float, float]:
     return low, high
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Parse `N,N,...`, each 1 or more."""
+    try:
+        numbers = tuple(map(int, text.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers N,N,... from 1 on")
+    return numbers
+
+
 def read_names(path: Path) -> tuple[str, ...]:
     """Read class names, one a line.
 

@@ -193,6 +193,8 @@ class ClassFeatures(_Section):
     """Features per class."""
     rule: Rule | Literal["given"]
     """What was ranked to find the class features; "given" for index sets that came from outside."""
+    decomposed: Literal["kept", "refitted", "tuned"] | None = None
+    """How the weights of a decomposed final layer were found, which reads class features alone; null for a full one."""
     features_are_filters: bool
     """Whether feature j is the pooled map of filter j of `parts`."""
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,25 @@ class PartMarks:
     box: Float32Array
 
 
+class Files(Sequence[bytes]):
+    """Picture files that are read when they are asked for, so that a folder of any size fits into memory."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, row: int) -> bytes: ...
+    @overload
+    def __getitem__(self, row: slice) -> Files: ...
+    def __getitem__(self, row: int | slice) -> bytes | Files:
+        if isinstance(row, slice):
+            return Files(self.paths[row])
+        return self.paths[row].read_bytes()
+
+
 @dataclass(frozen=True, slots=True)
 class Pictures:
     """Encoded pictures with labels.
@@ -59,7 +78,7 @@ class Pictures:
     """
 
     names: tuple[str, ...]
-    encoded: tuple[bytes, ...]
+    encoded: Sequence[bytes]
     label: Int64Array
     split: Int64Array
     group: Int64Array
@@ -74,7 +93,9 @@ class Pictures:
         parts = self.parts
         return replace(
             self,
-            encoded=tuple(self.encoded[row] for row in rows),
+            encoded=Files([self.encoded.paths[row] for row in rows])
+            if isinstance(self.encoded, Files)
+            else tuple(self.encoded[row] for row in rows),
             label=self.label[rows],
             split=self.split[rows],
             group=self.group[rows],
@@ -133,15 +154,24 @@ class Pictures:
 
     def decoded(self, height: int, width: int) -> UInt8Array:
         """Decode all pictures to (pictures, height, width, 3) uint8."""
-        pixels = np.empty((len(self), height, width, 3), np.uint8)
-        for row, encoded in enumerate(self.encoded):
-            pixels[row] = decode(encoded, height, width, field=f"picture {row}").pixels
+        return self._decoded(range(len(self)), height, width)
+
+    def _decoded(self, rows: Sequence[int], height: int, width: int) -> UInt8Array:
+        pixels = np.empty((len(rows), height, width, 3), np.uint8)
+        for place, row in enumerate(rows):
+            pixels[place] = decode(self.encoded[row], height, width, field=self.describe(row)).pixels
         return pixels
+
+    def describe(self, row: int) -> str:
+        """Return what a picture is called in messages: its file, or its number here and its class."""
+        if isinstance(self.encoded, Files):
+            return str(self.encoded.paths[row])
+        return f"picture {row} ({self.names[self.label[row]]})"
 
     def batches(self, height: int, width: int, size: int) -> Iterator[UInt8Array]:
         """Decode `size` pictures at a time, so that memory stays bounded; the last batch may be smaller."""
         for start in range(0, len(self), size):
-            yield self.take(np.arange(start, min(start + size, len(self)))).decoded(height, width)
+            yield self._decoded(range(start, min(start + size, len(self))), height, width)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over the pictures, labels and class names, hexadecimal."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers.errors import DataError
-from analyzers.pictures import SPLITS, SUFFIXES, PartMarks, Pictures
+from analyzers.pictures import SPLITS, SUFFIXES, Files, PartMarks, Pictures
 from analyzers.read_layout import read_layout
 
 
@@ -110,7 +110,7 @@ def _read_folder(path: Path) -> Pictures:
         )
     return Pictures(
         names=tuple(names),
-        encoded=tuple(file.read_bytes() for file, _, _ in files),
+        encoded=Files([file for file, _, _ in files]),
         label=np.array([label for _, label, _ in files], np.int64),
         split=np.array([split for _, _, split in files], np.int64),
         group=np.arange(len(files), dtype=np.int64),

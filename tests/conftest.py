@@ -18,7 +18,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from analyzers.attach import Selection, attach, select
+from analyzers.attach import Selection, attach, fit
 from analyzers.explanation import Explanation, Proof
 from analyzers.explanatory_graph import ExplanatoryGraph, GraphLayer, Root
 from analyzers.files import write_atomically
@@ -93,7 +93,7 @@ def explain_tiny(seed: int = 0, k: int = 3) -> tuple[Plain, Selection, onnx.Mode
     plain = read_plain(tiny_plain(seed), names=NAMES)
     pictures = random_pictures()
     images = to_model_input(pictures.decoded(SIZE, SIZE))
-    selection = select(plain, [(images, pictures.label)], k1=k, k2=k, rule="contribution")
+    selection = fit(plain, [(images, pictures.label)], k1=k, k2=k).selection
     return plain, selection, attach(plain, selection, layer=Layer())
 
 

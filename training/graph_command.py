@@ -162,7 +162,7 @@ def _joined(pictures: Pictures, reference: Pictures) -> Pictures:
     """Return pictures with those of reference behind them; the latter's labels mean nothing."""
     return replace(
         pictures,
-        encoded=pictures.encoded + reference.encoded,
+        encoded=(*pictures.encoded, *reference.encoded),
         label=np.concatenate([pictures.label, np.full(len(reference), -1)]),
         split=np.concatenate([pictures.split, reference.split]),
         group=np.concatenate([pictures.group, np.full(len(reference), -1)]),
