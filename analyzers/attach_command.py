@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from analyzers.class_features import check_index_sets
 from analyzers.decompose import Tuning
 from analyzers.errors import DataError
 from analyzers.explanatory_graph import ExplanatoryGraph
-from analyzers.files import write_atomically
+from analyzers.files import read_json, write_atomically
 from analyzers.graph_file import load_graph
 from analyzers.manifest import RULES, ModelInput, Provenance
 from analyzers.pictures import Pictures
@@ -192,12 +191,8 @@ def _attach_graph(
 def _fit(options: argparse.Namespace, plain: Plain, pictures: Pictures) -> Fit:
     given = None
     if options.indices is not None:
-        try:
-            document = json.loads(options.indices.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            raise DataError(f"{options.indices} is not JSON; expected {{class number: [feature numbers]}}") from None
         classes, features = plain.found.head.weight.shape
-        given = Selection(check_index_sets(document, classes, features), None, "given")
+        given = Selection(check_index_sets(read_json(options.indices), classes, features), None, "given")
     size, step = plain.manifest.input, 32
     batches = zip(
         map(to_model_input, pictures.batches(size.height, size.width, step)),

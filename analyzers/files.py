@@ -1,10 +1,25 @@
-"""Write files that appear whole or not at all."""
+"""Read JSON files, and write files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+
+from analyzers.errors import DataError
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise DataError(f"{path} is not JSON") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

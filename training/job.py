@@ -44,6 +44,7 @@ class Model(_Section):
     weights: Path | None = Field(
         None, description="the backbone's weights, safetensors or .pth; give the mean and std that it learned with"
     )
+    keep_head: bool = Field(False, description="take the final layer from model.weights as well, where it fits")
     filters: Annotated[int, Field(ge=0)] = Field(64, description="filters of the last conv layer; 0 adds none")
     interpretable_layers: tuple[str, ...] = Field(
         (), description="layers of the backbone that are masked as well, by name: layer3,layer4"
@@ -85,7 +86,10 @@ class Model(_Section):
 class Train(_Section):
     """How to learn."""
 
-    epochs: Count = Field(12, description="passes over the training pictures")
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        12,
+        description="passes over the pictures; 0 leaves the network as model.weights or train.start have it",
+    )
     batch_size: Count = 64
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak of the one-cycle schedule")
     weight_decay: Annotated[float, Field(ge=0)] = 5e-2
@@ -132,6 +136,13 @@ class Head(_Section):
     k2: Count = Field(5, description="class-specific features per class")
     rule: Rule = Field("contribution", description="what ranks a feature")
     decompose: bool = Field(True, description="keep only the class features and fine-tune; else the full layer stays")
+    indices: Path | None = Field(
+        None, description="JSON {class number: [feature numbers]} to take instead of finding class features"
+    )
+    train: Literal["head", "last_block", "all"] = Field("all", description="what is fine-tuned; the rest stands still")
+    distil: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of staying near the answers of the full final layer; 0 for none"
+    )
     epochs: Count = Field(3, description="passes of fine-tuning")
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
 
@@ -151,6 +162,10 @@ class Job(_Section):
     def _fitting(self) -> Job:
         if self.data.category is not None and self.train.loss == "logistic":
             raise ValueError("data.category has the logistic loss as it is; leave train.loss out")
+        if self.model.keep_head and (self.model.weights is None or self.model.filters):
+            raise ValueError("model.keep_head needs model.weights, and no filters between them and the final layer")
+        if not self.train.epochs and self.train.start is None and not self.model.keep_head:
+            raise ValueError("train.epochs is 0, but neither train.start nor model.keep_head brings a whole network")
         if self.train.distil and self.train.start is None:
             raise ValueError("train.distil keeps near the answers of train.start; name the run to start from there")
         if self.train.filter_loss == "gates" and self.model.interpretable_layers:

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from analyzers.attach import Selection
-from analyzers.class_features import Histogram
+from analyzers.class_features import Histogram, check_index_sets
+from analyzers.files import read_json
 from analyzers.progress import track
 from training import checkpoint
 from training.data import Batches
@@ -48,12 +49,13 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Some epochs under one schedule; `first` is how many went before."""
+    """Some epochs under one schedule; `first` is how many went before, `learns` what is changed by them."""
 
     title: str
     first: int
     epochs: int
     learning_rate: float
+    learns: Literal["head", "last_block", "all"] = "all"
 
 
 def learn(
@@ -90,9 +92,11 @@ def learn(
     network = learner.network
     selection = learner.selection or class_features(network, job, train)
     if job.head.decompose:
+        if learner.selection is None and job.head.distil:
+            learner.full = torch.from_numpy(answers(network, train, job.train.batch_size))
         learner.selection = selection
         network.head.decompose(selection.sets)
-        learner.fit(Stage("decomposing", job.train.epochs, job.head.epochs, job.head.learning_rate))
+        learner.fit(Stage("decomposing", job.train.epochs, job.head.epochs, job.head.learning_rate, job.head.train))
     learner.use_average()
     network = _laid_out(network.cpu(), torch.contiguous_format)
     return network, selection, learner.history
@@ -113,7 +117,12 @@ class Learner:
         if job.train.ema:
             self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(job.train.ema), use_buffers=True)
         self.taught: Tensor | None = None
+        self.full: Tensor | None = None  # answers of the full final layer, once it is decomposed
         self._restored: dict[str, Any] = {}
+
+    @property
+    def _rule(self) -> str:
+        return self.job.head.rule if self.job.head.indices is None else "given"
 
     @property
     def checkpoint(self) -> Path:
@@ -131,7 +140,8 @@ class Learner:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if state["sets"] is not None:
-            self.selection = Selection(state["sets"].numpy(), state["k1"], self.job.head.rule)
+            self.selection = Selection(state["sets"].numpy(), state["k1"], self._rule)
+            self.full = state["full"]
         self._restored = state
         log.info("going on after epoch %d", len(self.history.epochs))
         return True
@@ -144,7 +154,13 @@ class Learner:
         self._ask_teacher()
         train, steps = self.job.train, self.train.steps(self.job.train.batch_size)
         _prepare(self.network, self.job, self.train)
-        optimiser = torch.optim.AdamW(self.network.parameters(), stage.learning_rate, weight_decay=train.weight_decay)
+        still = _standing_still(self.network, stage.learns)
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(True)
+        for module in still:
+            module.requires_grad_(False)
+        moving = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(moving, stage.learning_rate, weight_decay=train.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, stage.learning_rate, total_steps=stage.epochs * steps, pct_start=train.warm_up
         )
@@ -154,7 +170,7 @@ class Learner:
         self._share_out_filters()
         for number in range(stage.first + max(done, 0) + 1, stage.first + stage.epochs + 1):
             began = time.monotonic()
-            record = self._epoch(number, stage, optimiser, schedule)
+            record = self._epoch(number, stage, optimiser, schedule, still)
             self.history.epochs.append(record)
             self.history.seconds += time.monotonic() - began
             log.info(
@@ -188,9 +204,16 @@ class Learner:
         self.network.load_state_dict(self.average.module.state_dict() | chosen)
 
     def _epoch(
-        self, number: int, stage: Stage, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.OneCycleLR
+        self,
+        number: int,
+        stage: Stage,
+        optimiser: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.OneCycleLR,
+        still: list[nn.Module],
     ) -> dict[str, float]:
         network, accelerator = self.network.train(), self.accelerator
+        for module in still:
+            module.eval()  # batch normalisation keeps its statistics, too
         steps, weight = self.train.steps(self.job.train.batch_size), filter_weight(self.job, number)
         total, filter_total = 0.0, 0.0
         shuffled = self.train.shuffled(self.job.train, self.generator)
@@ -206,6 +229,11 @@ class Learner:
                 taught = self.taught[rows].to(accelerator.device)
                 combined = combined + self.job.train.distil * distillation_loss(
                     logits.float(), taught, self.job.train.loss
+                )
+            if self.full is not None:
+                full = self.full[rows].to(accelerator.device)
+                combined = combined + self.job.head.distil * distillation_loss(
+                    logits.float(), full, self.job.train.loss
                 )
             if not math.isfinite(combined.item()):
                 kept = "" if number == 1 else f" the checkpoint of epoch {number - 1} is kept;"
@@ -241,13 +269,38 @@ class Learner:
             "seconds": self.history.seconds,
             "sets": None if self.selection is None else torch.from_numpy(self.selection.sets),
             "k1": None if self.selection is None else self.selection.k1,
+            "full": self.full,
         }
         checkpoint.save(self.checkpoint, self.job, state)
 
 
+def _standing_still(network: Network, learns: Literal["head", "last_block", "all"]) -> list[nn.Module]:
+    """Return the modules that do not learn. The last block is the last part of the backbone that has weights."""
+    if learns == "all":
+        return []
+    if learns == "head":
+        return [module for name, module in network.named_children() if name != "head"]
+    before: list[nn.Module] = []
+    place: nn.Module = network.backbone
+    while True:
+        parts = [module for module in place.children() if any(True for _ in module.parameters())]
+        before += parts[:-1]
+        if not parts or not isinstance(parts[-1], nn.Sequential):
+            return before
+        place = parts[-1]
+
+
 def class_features(network: Network, job: Job, train: Batches) -> Selection:
-    """Find each class's features on the training pictures."""
+    """Find each class's features on the training pictures, or take those that the job brings.
+
+    Raises:
+        DataError: the job's sets cannot be read.
+        InvalidInputError: they do not fit.
+    """
     head = network.head.head()
+    if job.head.indices is not None:
+        sets = check_index_sets(read_json(job.head.indices), len(head.bias), head.weight.shape[1])
+        return Selection(sets, None, "given")
     histogram = Histogram(head, min(job.head.k1, head.weight.shape[1]), job.head.rule)
     network.eval()
     device = network.mean.device
@@ -275,7 +328,7 @@ def _prepare(network: Network, job: Job, train: Batches) -> None:
 
 def filter_weight(job: Job, epoch: int) -> float:
     """Return lambda of the filter loss in an epoch; the paper's is lambda_0 / t (section 3)."""
-    factor = {"decay": 1 / epoch, "constant": 1.0, "ramp": min(1.0, epoch / job.train.epochs)}
+    factor = {"decay": 1 / epoch, "constant": 1.0, "ramp": min(1.0, epoch / max(1, job.train.epochs))}
     return job.filter_weight * factor[job.train.filter_schedule]
 
 

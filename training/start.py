@@ -9,13 +9,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from analyzers.errors import PellucidError
-from training.backbones import BACKBONES
+from analyzers.errors import DataError, PellucidError
+from training.backbones import BACKBONES, split_checkpoint
 from training.data import Batches
 from training.interpretable import interpretable_layers, keep_means
 from training.job import Job
 from training.network import Network
-from training.weights import load_pretrained
+from training.weights import load_pretrained, read_weights
 
 _BATCHES = 20  # that means of maps are taken over
 
@@ -50,7 +50,7 @@ def _network(job: Job, classes: int, *, masked: bool, pretrained: bool) -> Netwo
     backbone = BACKBONES[model.backbone]()
     if model.weights is not None and pretrained:
         load_pretrained(backbone, model.weights)
-    return Network(
+    network = Network(
         backbone,
         classes,
         size=job.data.size,
@@ -63,6 +63,25 @@ def _network(job: Job, classes: int, *, masked: bool, pretrained: bool) -> Netwo
         mean=model.mean,
         std=model.std,
     )
+    if model.keep_head and model.weights is not None and pretrained:
+        _load_head(network, model.weights)
+    return network
+
+
+def _load_head(network: Network, path: Path) -> None:
+    """Take the final layer of a checkpoint.
+
+    Raises:
+        DataError: it has none of that shape.
+    """
+    _, head = split_checkpoint(read_weights(path))
+    own = {name: list(tensor.shape) for name, tensor in network.head.named_parameters()}
+    there = {name: list(tensor.shape) for name, tensor in head.items()}
+    if own != there:
+        raise DataError(f"{path} has a final layer of {there or 'nothing'}; the network's is {own}")
+    with torch.no_grad():
+        for name, parameter in network.head.named_parameters():
+            parameter.copy_(head[name])
 
 
 def begin(network: Network, job: Job, train: Batches) -> None:

@@ -157,7 +157,7 @@ def test_batches_in_a_row_are_all_the_pictures(size: int) -> None:
 
 def test_a_picture_that_cannot_be_decoded_is_named_by_its_row() -> None:
     broken = replace(pictures(), encoded=(*pictures().encoded[:3], b"no picture", *pictures().encoded[4:]))
-    with pytest.raises(PellucidError, match=rr"^picture 3 \(\w+\): "):
+    with pytest.raises(PellucidError, match=r"^picture 3 \(\w+\): "):
         broken.decoded(8, 8)
 
 

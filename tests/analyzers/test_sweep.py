@@ -75,9 +75,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sweep_of_two_models_has_tables_a_report_and_a_figure(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = (
-        f"sweep {folder}/net0.onnx {folder}/net1.onnx --data {folder}/pack.npz --k1 1,4 --k2 1,2,99 --k 1,2,8 --tune"
-    )
+    command = f"sweep {folder}/net0.onnx {folder}/net1.onnx --data {folder}/pack.npz --tune"
+    command += " --k1 1,4 --k2 1,2,99 --k 1,2,8"
     assert main([*command.split(), "--report", f"{folder}/s.json", "--figure", f"{folder}/s.png"]) == 0
     text = capsys.readouterr().out
     assert text.count("## net") == 2
@@ -89,7 +88,8 @@ def test_a_sweep_of_two_models_has_tables_a_report_and_a_figure(
     full = report["accuracy"]["value"]
     assert all(figures[-1]["value"] == pytest.approx(full) for figures in report["rules"].values())
     assert report["heads"][-1]["refitted"]["value"] == pytest.approx(full, abs=0.07)
-    assert Image.open(folder / "s.png").size[0] > 1000
+    with Image.open(folder / "s.png") as figure:
+        assert figure.size[0] > 1000
 
 
 @pytest.mark.parametrize(
