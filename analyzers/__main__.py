@@ -17,6 +17,8 @@ from analyzers.graph_file import load_graph
 from analyzers.graph_inspect import describe_graph, graph_lines
 from analyzers.graph_page import graph_page
 from analyzers.manifest import Manifest
+from analyzers.quality import DEFAULT_PICTURES
+from analyzers.quality_table import quality_lines
 from analyzers.read_pictures import read_pictures
 from analyzers.runtime import open_session
 
@@ -50,6 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_unreadable(command)
     command.add_argument("--split", default="test", help="train, test or all (default test)")
     command.add_argument("--report", type=Path, metavar="report.json", help="where the JSON goes (default stdout)")
+    command.add_argument(
+        "--quality",
+        type=int,
+        nargs="?",
+        const=DEFAULT_PICTURES,
+        default=0,
+        metavar="N",
+        help=f"also measure the quality of evidence by cell, on N pictures (default {DEFAULT_PICTURES}); takes minutes",
+    )
     command.add_argument("--html", type=Path, metavar="page.html", help="also write a page with galleries of filters")
     command.add_argument("--gallery-filters", type=int, default=FILTERS, help=f"at most (default {FILTERS})")
     command.add_argument("--gallery-pictures", type=int, default=PICTURES, help=f"of each (default {PICTURES})")
@@ -80,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _evaluate(options: argparse.Namespace) -> None:
     """Measure accuracy with all features and with the class features alone, and how exactly the ledgers add up."""
     pictures = check_pictures(read_pictures(options.data), options.unreadable)
-    report = evaluate(cli.read_model(options.model), pictures, split=options.split)
+    report = evaluate(cli.read_model(options.model), pictures, split=options.split, quality=options.quality)
     if options.html is not None:
         page = gallery(
             cli.read_model(options.model),
@@ -103,6 +114,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     for row in report.get("accuracy_by_k", ()):
         print(f"{'  k = ' + str(row['k']):<24} {row['value']:.4f} ± {row['standard_error']:.4f}")
     print(f"{'completeness_gap':<24} {report['completeness_gap']['value']:.1e}")
+    if "quality" in report:
+        print("\n".join(quality_lines(report["quality"])))
     for row, names in _PRINTED.items():
         figures = {name: report[row][name] for name in names if name in report.get(row, {})}
         known = {name: figure for name, figure in figures.items() if figure["value"] is not None}

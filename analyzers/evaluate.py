@@ -27,6 +27,7 @@ from analyzers.pictures import Pictures
 from analyzers.pixels import UInt8Array, to_model_input
 from analyzers.plain import Layer, Plain, explained_plain, probe
 from analyzers.progress import track
+from analyzers.quality import board
 
 REPORT_SCHEMA = 1
 CURVE = (1, 3, 5, 10, 20)
@@ -54,7 +55,9 @@ class _Answers:
     gap: float
 
 
-def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_size: int = 32) -> dict[str, Any]:
+def evaluate(
+    model: bytes, pictures: Pictures, *, split: str = "test", batch_size: int = 32, quality: int = 0
+) -> dict[str, Any]:
     """Return the report of a model on one split; `docs/report.md` describes it.
 
     Args:
@@ -62,6 +65,7 @@ def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_siz
         pictures: labelled pictures with the model's classes.
         split: "train", "test" or "all".
         batch_size: pictures per run.
+        quality: on how many of the pictures the quality of evidence by cell is measured; 0 leaves that out.
 
     Raises:
         ModelError: the file cannot be used, or has no class features.
@@ -92,6 +96,8 @@ def evaluate(model: bytes, pictures: Pictures, *, split: str = "test", batch_siz
     if section.rule != "given" and not decomposed and split != "train" and (pictures.split == 0).any():
         report["accuracy_by_k"] = _curve(explained, section, pictures.of_split("train"), tested, answers, batch_size)
     report |= _parts(explained, tested, answers, batch_size)
+    if quality:
+        report["quality"] = board(explained, tested, most=quality)
     if (attached := attached_graph(graph)) is not None:
         report["explanatory_graph"] = evaluate_graph(graph, attached, described.input, tested, batch_size)
     return report

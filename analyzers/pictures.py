@@ -75,6 +75,7 @@ class Pictures:
         parts: part marks, if there are any.
         labels: (pictures, classes) bool, every class that a picture has, where pictures may have several; `label` is
             then its main one.
+        without: for each picture the same one without each of its parts, encoded, where that is known.
     """
 
     names: tuple[str, ...]
@@ -84,6 +85,7 @@ class Pictures:
     group: Int64Array
     parts: PartMarks | None = None
     labels: npt.NDArray[np.bool_] | None = None
+    without: tuple[tuple[bytes, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -101,6 +103,7 @@ class Pictures:
             group=self.group[rows],
             parts=None if parts is None else PartMarks(parts.names, parts.xy[rows], parts.box[rows]),
             labels=None if self.labels is None else self.labels[rows],
+            without=None if self.without is None else tuple(self.without[row] for row in rows),
         )
 
     def of_split(self, split: str) -> Pictures:
@@ -201,6 +204,10 @@ class Pictures:
             }
         if self.labels is not None:
             arrays["labels"] = self.labels
+        if self.without is not None:
+            every = [encoded for row in self.without for encoded in row]
+            arrays["without_image"] = np.frombuffer(b"".join(every), np.uint8)
+            arrays["without_offsets"] = np.cumsum([0, *map(len, every)], dtype=np.int64)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         write_atomically(path, buffer.getvalue())

@@ -40,6 +40,8 @@ _ARRAYS = {
     "part_names": ("U", 1, False),
     "part_xy": ("f", 3, True),
     "part_box": ("f", 3, True),
+    "without_image": ("u", 1, False),
+    "without_offsets": ("iu", 1, False),
 }
 
 
@@ -69,7 +71,21 @@ def _read_pack(path: Path) -> Pictures:
         group=arrays.get("picture_id", np.arange(len(label))).astype(np.int64),
         parts=parts,
         labels=None if labels is None else labels.astype(np.bool_),
+        without=_without(path, arrays),
     )
+
+
+def _without(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> tuple[tuple[bytes, ...], ...] | None:
+    """Return each picture's copies without one part each, if the pack has them."""
+    if "without_image" not in arrays or "without_offsets" not in arrays:
+        return None
+    offsets, pictures = arrays["without_offsets"].astype(np.int64), len(arrays["label"])
+    each, left = divmod(len(offsets) - 1, max(pictures, 1))
+    raw = arrays["without_image"].tobytes()
+    if left or each < 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] > len(raw):
+        raise DataError(f"{path}: without_offsets do not fit {pictures} pictures; expected one copy a part of each")
+    copies = [raw[start:stop] for start, stop in pairwise(offsets)]
+    return tuple(tuple(copies[row * each : (row + 1) * each]) for row in range(pictures))
 
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -25,6 +25,8 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "page",
     "find_head",
     "smaller",
+    "quality",
+    "randomise",
     "feature_table",
     "disentangle",
     "sweep",

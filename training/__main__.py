@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--count", type=int, default=1000)
     command.add_argument("--size", type=int, default=64, help="height and width in pixels (default 64)")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--without-parts", action="store_true", help="also draw each without each of its parts, as truth for evaluate"
+    )
     command.add_argument("--output", type=Path, required=True, metavar="creatures.npz")
     command.set_defaults(run=_creatures)
     return parser
@@ -216,7 +219,7 @@ def _picture_size(pictures: Pictures | None) -> int:
 
 def _creatures(options: argparse.Namespace) -> None:
     """Draw creatures and write them as a pack with part marks."""
-    drawn = creatures(options.count, seed=options.seed, size=options.size)
+    drawn = creatures(options.count, seed=options.seed, size=options.size, without=options.without_parts)
     drawn.save(options.output)
     print(f"{options.output}: {len(drawn)} pictures of {len(drawn.names)} species")
 

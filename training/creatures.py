@@ -183,8 +183,13 @@ def draw(
     return Creature(np.clip(pixels, 0, 255).astype(np.uint8), species, *_marks(codes))
 
 
-def creatures(count: int, *, seed: int = 0, size: int = 64, test_share: float = 0.25) -> Pictures:
-    """Draw pictures 0 to `count` - 1 of data set `seed`; the last `test_share` of them are the test split."""
+def creatures(
+    count: int, *, seed: int = 0, size: int = 64, test_share: float = 0.25, without: bool = False
+) -> Pictures:
+    """Draw pictures 0 to `count` - 1 of data set `seed`; the last `test_share` of them are the test split.
+
+    With `without`, each is also drawn without each of its parts: the truth of what a part is worth to a model.
+    """
     drawn = [draw(seed, index, size) for index in range(count)]
     is_test = np.arange(count) >= count - round(count * test_share)
     xy, box = np.stack([one.part_xy for one in drawn]), np.stack([one.part_box for one in drawn])
@@ -195,6 +200,12 @@ def creatures(count: int, *, seed: int = 0, size: int = 64, test_share: float = 
         split=np.where(is_test, SPLITS.index("test"), SPLITS.index("train")).astype(np.int64),
         group=np.arange(count, dtype=np.int64),
         parts=PartMarks(PART_NAMES, xy, box),
+        without=tuple(
+            tuple(_png(draw(seed, index, size, without=frozenset({part})).pixels) for part in PART_NAMES)
+            for index in range(count)
+        )
+        if without
+        else None,
     )
 
 

@@ -61,8 +61,10 @@ class Batches:
 
 
 def augment(images: Tensor, train: Train, generator: torch.Generator) -> Tensor:
-    """Flip, shift and zoom each picture at random and change its brightness and contrast a little."""
+    """Flip, shift and zoom each picture at random and change its brightness and contrast a little; or crop it."""
     count = len(images)
+    if train.augment == "crop":
+        return _cropped(images, train, generator)
 
     def spread(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator) * 2 - 1
@@ -77,3 +79,17 @@ def augment(images: Tensor, train: Train, generator: torch.Generator) -> Tensor:
     middle = images.mean((1, 2, 3), keepdim=True)
     contrast, brightness = 1 + 0.2 * spread(count, 1, 1, 1), 0.1 * spread(count, 1, 1, 1)
     return ((images - middle) * contrast + middle + brightness).clamp(0, 1)
+
+
+def _cropped(images: Tensor, train: Train, generator: torch.Generator) -> Tensor:
+    """Flip each picture at random and shift it by whole pixels, black coming in: nothing is interpolated."""
+    count, side = len(images), images.shape[-1]
+    reach = round(train.shift * side)
+    padded = F.pad(images, (reach,) * 4)
+    down, across = torch.randint(0, 2 * reach + 1, (2, count), generator=generator)
+    row, column = torch.arange(images.shape[-2]), torch.arange(side)
+    flipped = torch.rand(count, generator=generator) < 0.5
+    columns = torch.where(flipped[:, None], column.flip(0), column) + across[:, None]
+    rows = row + down[:, None]
+    pick = torch.arange(count)[:, None, None]
+    return padded[pick, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -115,6 +115,11 @@ class Train(_Section):
     distil: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of staying near the answers that train.start gives as an ordinary network; 0 for none"
     )
+    augment: Literal["affine", "crop"] = Field(
+        "affine",
+        description="affine: flipped, shifted, zoomed, in another light; crop: flipped and shifted by whole pixels,"
+        " which leaves small pictures sharp",
+    )
     shift: Share = Field(0.08, description="random shift, share of the side")
     zoom: Share = Field(0.1, description="random change of scale")
     precision: Literal["float32", "bfloat16"] = Field(
