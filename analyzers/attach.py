@@ -232,14 +232,22 @@ def _attach_class_features(
         bound |= _constants(model, {"max_reasons": np.array([reasons], np.int64)})
         bound |= {f"every_{name[:-1]}": tensor for name, tensor in every.items()}
         _append(model, class_features.REASONS, bound, row)
-    bound |= {"classes": f"{row}.classes"}
-    contrast = None
+    bound |= {"classes": f"{row}.classes", "top_weight": f"{row}/top_weight"}
+    contrast, grid = None, found.grid
+    if top > 1 or (grid is not None and not found.flat):
+        _append(model, class_features.TOP_WEIGHT, bound, row, hidden={"top_weight": bound["top_weight"]})
     if top > 1:
-        few = _constants(model, {"contrast_reasons": np.array([min(most[1], features)], np.int64)})
-        _append(model, class_features.CONTRAST, bound | {"max_reasons": few["contrast_reasons"]}, f"{row}.contrast")
-        names = ("features", "contributions", "rest", "bias")
+        sign = np.zeros((1, top), np.float32)
+        sign[0, :2] = 1, -1
+        few: dict[str, npt.NDArray[Any]] = {
+            "sign": sign,
+            "contrast_reasons": np.array([min(most[1], features)], np.int64),
+        }
+        bound |= _constants(model, few)
+        bound |= {"max_reasons": bound["contrast_reasons"]}
+        _append(model, class_features.CONTRAST, bound, f"{row}.contrast")
+        names = ("features", "contributions", "total")
         contrast = manifest.Contrast(**{name: f"{row}.contrast.{name}" for name in names})
-    grid = found.grid
     if grid is not None:
         bound |= _constants(model, {"shape": np.array([0, 0, *grid.cells], np.int64)}) | {"map": found.map or ""}
         cells = grid.cells[0] * grid.cells[1]

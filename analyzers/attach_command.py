@@ -21,7 +21,7 @@ from analyzers.attach_graph import (
     without_graph,
 )
 from analyzers.check_pictures import check_pictures
-from analyzers.class_features import check_index_sets
+from analyzers.class_features import INDEX_SETS, check_index_sets
 from analyzers.decompose import Tuning
 from analyzers.errors import DataError
 from analyzers.explanatory_graph import ExplanatoryGraph
@@ -192,7 +192,7 @@ def _fit(options: argparse.Namespace, plain: Plain, pictures: Pictures) -> Fit:
     given = None
     if options.indices is not None:
         classes, features = plain.found.head.weight.shape
-        given = Selection(check_index_sets(read_json(options.indices), classes, features), None, "given")
+        given = Selection(check_index_sets(read_json(options.indices, INDEX_SETS), classes, features), None, "given")
     size, step = plain.manifest.input, 32
     batches = zip(
         map(to_model_input, pictures.batches(size.height, size.width, step)),

@@ -18,6 +18,8 @@ from analyzers.errors import InvalidInputError
 from analyzers.geometry import Frame, area
 from analyzers.manifest import Rule
 
+INDEX_SETS = "{class number: [feature numbers]}"
+
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -71,32 +73,31 @@ reasons (
 }
 """
 
-# (w_A - w_B) f for the two best classes A and B: why A and not B.
+# Weights of the best classes, which both fragments below read.
+TOP_WEIGHT = """
+<ir_version: 10, opset_import: ["" : 20]>
+top_weight (int64[batch, top] classes, float[classes, features] head_weight) => (float[batch, top, features] top_weight)
+{
+    top_weight = Gather (head_weight, classes)
+}
+"""
+
+# (w_A - w_B) f for the two best classes A and B: why A and not B. `sign` is 1, -1, 0, 0, ...
 CONTRAST = """
 <ir_version: 10, opset_import: ["" : 20]>
 contrast (
-    float[batch, features] pooled, int64[batch, top] classes, float[classes, features] head_weight,
-    float[classes] class_bias, int64[1] max_reasons
-) => (int64[batch, r] features, float[batch, r] contributions, float[batch] rest, float[batch] bias)
+    float[batch, features] pooled, float[batch, top, features] top_weight, float[1, top] sign, int64[1] max_reasons
+) => (int64[batch, r] features, float[batch, r] contributions, float[batch] total)
 {
-    first = Constant <value_int: int = 0> ()
-    second = Constant <value_int: int = 1> ()
+    middle = Constant <value_ints: ints = [1]> ()
     last = Constant <value_ints: ints = [-1]> ()
-    best = Gather <axis: int = 1> (classes, first)
-    runner_up = Gather <axis: int = 1> (classes, second)
-    best_weight = Gather (head_weight, best)
-    runner_up_weight = Gather (head_weight, runner_up)
-    weight = Sub (best_weight, runner_up_weight)
+    difference = MatMul (sign, top_weight)
+    weight = Squeeze (difference, middle)
     every = Mul (weight, pooled)
     size = Abs (every)
     largest, features = TopK (size, max_reasons)
     contributions = GatherElements <axis: int = 1> (every, features)
-    all = ReduceSum <keepdims: int = 0> (every, last)
-    told = ReduceSum <keepdims: int = 0> (contributions, last)
-    rest = Sub (all, told)
-    best_bias = Gather (class_bias, best)
-    runner_up_bias = Gather (class_bias, runner_up)
-    bias = Sub (best_bias, runner_up_bias)
+    total = ReduceSum <keepdims: int = 0> (every, last)
 }
 """
 
@@ -104,14 +105,12 @@ contrast (
 EVIDENCE = """
 <ir_version: 10, opset_import: ["" : 20]>
 evidence (
-    float[batch, features, rows, columns] map, int64[batch, top] classes, float[classes, features] head_weight,
-    float[1] cells, int64[4] shape
+    float[batch, features, rows, columns] map, float[batch, top, features] top_weight, float[1] cells, int64[4] shape
 ) => (float[batch, top, rows, columns] evidence)
 {
     flat_shape = Constant <value_ints: ints = [0, 0, -1]> ()
     by_cell = Reshape (map, flat_shape)
-    weight = Gather (head_weight, classes)
-    sum = MatMul (weight, by_cell)
+    sum = MatMul (top_weight, by_cell)
     mean = Div (sum, cells)
     evidence = Reshape (mean, shape)
 }
@@ -371,6 +370,7 @@ def _contrast(
     most: int,
 ) -> explanation.Contrast:
     best, other = (int(number) for number in outputs[section.classes][row, :2])
+    bias = outputs[section.bias][row, :2].astype(np.float64)
     features = outputs[tensors.features][row]
     values = [features, outputs[tensors.contributions][row], outputs[section.pooled][row, features]]
     kept, omitted = _contributions(values, parts, most)
@@ -381,8 +381,8 @@ def _contrast(
         against_name=names[other],
         margin=float(logits[best]) - float(logits[other]),
         contributions=kept,
-        rest=float(outputs[tensors.rest][row]) + omitted,
-        bias=float(outputs[tensors.bias][row]),
+        rest=float(outputs[tensors.total][row]) - float(values[1].sum(dtype=np.float64)) + omitted,
+        bias=float(bias[0] - bias[1]),
     )
 
 

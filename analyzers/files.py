@@ -10,8 +10,8 @@ from pathlib import Path
 from analyzers.errors import DataError
 
 
-def read_json(path: Path) -> object:
-    """Read a JSON file.
+def read_json(path: Path, expected: str) -> object:
+    """Read a JSON file; `expected` says in a few words what should be in it.
 
     Raises:
         DataError: it is not JSON.
@@ -19,7 +19,7 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise DataError(f"{path} is not JSON") from None
+        raise DataError(f"{path} is not JSON; expected {expected}") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -253,7 +253,10 @@ class _Finder:
             pooled = self._append("Mul", pooled, "pellucid.mean_features", "pellucid.share")
             head = Head(head.weight / factor, head.bias)
         live = np.flatnonzero(head.weight.any(0))
-        if 0 < len(live) < features.shape[1] / 2:  # a layer that was applied to all tokens, of which one is read
+        tokens = any(node.op_type in {"Gather", "Slice"} for node in self.chain.nodes[: self.chain.linear])
+        if (
+            tokens and 0 < len(live) < features.shape[1] / 2
+        ):  # a layer that was applied to all tokens, of which one is read
             head, space = Head(np.ascontiguousarray(head.weight[:, live]), head.bias), None
             self.model.graph.initializer.append(numpy_helper.from_array(live.astype(np.int64), "pellucid.live"))
             pooled = self._append("Gather", pooled, "pellucid.live_features", "pellucid.live", axis=1)

@@ -144,10 +144,8 @@ class Contrast(_Section):
     """Output, int64 (batch, reasons): feature numbers, largest share first."""
     contributions: str
     """Output, float32 (batch, reasons): (weight for the best - weight for the runner-up) x value, in logits."""
-    rest: str
-    """Output, float32 (batch,): the same over all other features."""
-    bias: str
-    """Output, float32 (batch,): bias of the best - bias of the runner-up."""
+    total: str
+    """Output, float32 (batch,): the same over all features; with the difference of the biases, the margin."""
 
 
 class ClassFeatures(_Section):

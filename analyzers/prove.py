@@ -68,8 +68,8 @@ def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Arra
     best = -np.sort(-logits, axis=1)[:, : section.max_classes]
     gaps = [abs(total - logits), abs(ledgers - best)]
     if section.contrast is not None:
-        margin = sum(answer[name] for name in (section.contrast.rest, section.contrast.bias))
-        gaps.append(abs(answer[section.contrast.contributions].sum(-1) + margin - (best[:, 0] - best[:, 1])))
+        bias = answer[section.bias].astype(np.float64)
+        gaps.append(abs(answer[section.contrast.total] + bias[:, 0] - bias[:, 1] - (best[:, 0] - best[:, 1])))
     located = None
     if section.evidence is not None and section.map is not None:
         located = _location_gap(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from analyzers.attach import Selection
-from analyzers.class_features import Histogram, check_index_sets
+from analyzers.class_features import INDEX_SETS, Histogram, check_index_sets
 from analyzers.files import read_json
 from analyzers.progress import track
 from training import checkpoint
@@ -299,7 +299,7 @@ def class_features(network: Network, job: Job, train: Batches) -> Selection:
     """
     head = network.head.head()
     if job.head.indices is not None:
-        sets = check_index_sets(read_json(job.head.indices), len(head.bias), head.weight.shape[1])
+        sets = check_index_sets(read_json(job.head.indices, INDEX_SETS), len(head.bias), head.weight.shape[1])
         return Selection(sets, None, "given")
     histogram = Histogram(head, min(job.head.k1, head.weight.shape[1]), job.head.rule)
     network.eval()
