@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from analyzers import attach_command, certify_command, cli, sweep_command
+from analyzers import attach_command, certify_command, cli, inspect_plain, preprocessing, sweep_command
 from analyzers.check_pictures import check_pictures
 from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
@@ -16,7 +16,8 @@ from analyzers.gallery import FILTERS, PICTURES, gallery
 from analyzers.graph_file import load_graph
 from analyzers.graph_inspect import describe_graph, graph_lines
 from analyzers.graph_page import graph_page
-from analyzers.manifest import Manifest
+from analyzers.manifest import METADATA_KEY, Manifest
+from analyzers.plain import read_onnx
 from analyzers.quality import DEFAULT_PICTURES
 from analyzers.quality_table import quality_lines
 from analyzers.read_pictures import read_pictures
@@ -84,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--html", type=Path, metavar="page.html", help="of a graph: nodes and patches")
     command.add_argument("--data", type=Path, metavar="DIR|PACK", help="the pictures that the graph was learned from")
     command.add_argument("--split", default="train", help="which of them (default train)")
+    command.add_argument("--scores", metavar="OUTPUT", help="of a plain model: which output holds the class scores")
+    preprocessing.add_arguments(command)
     command.set_defaults(run=_inspect)
     return parser
 
@@ -128,7 +131,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    """Say what a model file takes, knows and can explain, or what an explanatory graph holds."""
+    """Say what a model file takes, knows and can explain, or what an explanatory graph holds.
+
+    Of a plain classifier it says what `attach` would find: the final layer, the features and the map behind them.
+    """
     if options.model.suffix == ".npz":
         graph = load_graph(options.model)
         if options.html is not None:
@@ -141,7 +147,13 @@ def _inspect(options: argparse.Namespace) -> None:
             write_atomically(options.html, graph_page(graph, pictures.of_split(options.split), title=title))
         print(json.dumps(describe_graph(graph), indent=2) if options.json else "\n".join(graph_lines(graph)))
         return
-    session = open_session(cli.read_model(options.model))
+    data = read_onnx(options.model)
+    session = open_session(data)
+    if METADATA_KEY not in session.metadata:
+        found = inspect_plain.look(data, preprocessing.read_arguments(options), options.scores)
+        shown = json.dumps(inspect_plain.as_json(found), indent=2) if options.json else None
+        print(shown or "\n".join(inspect_plain.lines(found)))
+        return
     manifest = Manifest.from_metadata(session.metadata)
     if options.json:
         print(json.dumps(json.loads(manifest.to_json()), indent=2))
@@ -163,8 +175,12 @@ def _inspect(options: argparse.Namespace) -> None:
     if (features := manifest.class_features) is not None:
         print(
             f"class_features  {features.k2} of each class (k1 = {features.k1}, rule {features.rule}),"
-            f" ledgers for {features.max_classes} classes"
+            f" ledgers for {features.max_classes} classes, {features.reasons} reasons each"
         )
+        layer = "full" if features.decomposed is None else f"decomposed, weights {features.decomposed}"
+        where = f"to the cells of {features.map}" if features.exact else f"false: {features.inexact}"
+        print(f"final layer     {layer}")
+        print(f"exact           {where}")
     print(f"fitted on       {manifest.provenance.pictures} pictures of {manifest.provenance.data or 'nothing'}")
 
 

@@ -33,6 +33,7 @@ ELEMENTWISE = frozenset(
         "PRelu",
         "Pow",
         "Relu",
+        "Round",
         "Selu",
         "Sigmoid",
         "Softplus",
@@ -210,6 +211,8 @@ def _follow(
         return _windowed(graph, node, source, sizes)
     if node.op_type in {"Slice", "Pad"} and layout != (3, 4):
         return _moved(graph, node, source, layout)
+    if node.op_type == "Gather" and attributes(node).get("axis", 0) in (channels, channels - 4):
+        return source  # channels in another order
     if node.op_type == "Split" and attributes(node).get("axis", 0) in (channels, channels - 4):
         return source
     return None

@@ -159,7 +159,7 @@ def read_plain(
             raise ModelError(f"the file is explained already ({', '.join(known.rows)}); attach to the plain model")
         refuse_other_numbers(known.input, preprocessing)
         return Plain(model, known, find_classifier(model, known.input, known.scores.tensor))
-    _refuse_unfit(model)
+    refuse_unfit(model)
     frozen = frozen_batch(model)
     picture = picture_input(model, preprocessing)
     try:
@@ -203,8 +203,12 @@ _QUANTISED = frozenset(
 _HALVES: dict[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 
 
-def _refuse_unfit(model: ModelProto) -> None:
-    """Refuse what cannot be explained whatever its head: control flow, quantised numbers, half precision."""
+def refuse_unfit(model: ModelProto) -> None:
+    """Refuse what cannot be explained whatever its head: control flow, quantised numbers, half precision.
+
+    Raises:
+        ModelError: naming the place.
+    """
     for node in ancestors(Graph(model), *(output.name for output in model.graph.output)):
         place = f"{node.op_type} '{node.name or node.output[0]}'"
         if node.op_type in _CONTROL:

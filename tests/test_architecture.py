@@ -25,6 +25,7 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "page",
     "find_head",
     "smaller",
+    "inspect_plain",
     "quality",
     "randomise",
     "feature_table",
