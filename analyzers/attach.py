@@ -104,6 +104,7 @@ def fit(
             kept.append((pooled, label))
     chosen = selection
     if histogram is not None:
+        _refuse_few(histogram, plain.manifest.classes, k2)
         chosen = Selection(histogram.index_sets(k2), k1, rule)
     if chosen is None or not seen:
         raise InvalidInputError("data", "holds no picture")
@@ -114,6 +115,24 @@ def fit(
         pooled, label = (np.concatenate(column) for column in zip(*kept, strict=True))
         smaller = tune(head, smaller, chosen.sets, pooled, label, tuning or Tuning())
     return Fit(chosen, smaller, right / seen)
+
+
+def _refuse_few(histogram: Histogram, classes: tuple[str, ...], k2: int) -> None:
+    """Refuse to find a class's features on fewer pictures than it is to have features.
+
+    Raises:
+        InvalidInputError: naming the class.
+    """
+    wanted = 1 if histogram.rule in ("weight", "absolute_weight", "random") else min(histogram.k1, k2)
+    few = np.flatnonzero(histogram.pictures < wanted)
+    if len(few) and histogram.pictures[few[0]]:
+        number, count = int(few[0]), int(histogram.pictures[few[0]])
+        more = f", and so have {len(few) - 1} other classes" if len(few) > 1 else ""
+        raise InvalidInputError(
+            "data",
+            f"has {count} pictures of class {number} ('{classes[number]}'), too few to find {wanted} features on{more};"
+            " give more pictures, or lower k1 and k2",
+        )
 
 
 def attach(
@@ -255,8 +274,13 @@ def _attach_class_features(
             by_cell = found.head.weight.reshape(classes, -1, cells)
             _append(model, class_features.FLAT_EVIDENCE, bound | _constants(model, {"cell_weight": by_cell}), row)
         else:
-            number = _constants(model, {"cells": np.array([cells], np.float32)})
-            _append(model, class_features.EVIDENCE, bound | number, row)
+            bound |= _constants(model, {"cells": np.array([cells], np.float32)})
+            if parts_section is not None and parts_section.layer == found.map and parts_section.peak == "argmax":
+                bound["by_cell"] = "parts/flat"  # parts look at the same rows of cells
+            else:
+                bound["by_cell"] = f"{row}/by_cell"
+                _append(model, class_features.BY_CELL, bound, row, hidden={"by_cell": bound["by_cell"]})
+            _append(model, class_features.EVIDENCE, bound, row)
     return manifest.ClassFeatures(
         classes=f"{row}.classes",
         features=f"{row}.features",

@@ -41,7 +41,8 @@ def control_maps(images: Float32Array, grid: Grid, *, seed: int = 0) -> dict[str
     height, width = images.shape[2:]
     y = (grid.offset[0] + np.arange(rows) * grid.stride[0]) / height - 0.5
     x = (grid.offset[1] + np.arange(columns) * grid.stride[1]) / width - 0.5
-    centre = -np.hypot(y[:, None], x)
+    away = np.hypot(y[:, None], x)
+    centre = away.max() - away  # positive, as evidence for a class mostly is
     inside = cell_of_pixels(grid, height, width)
     edges = mean_by_cell(sobel(images.mean(1, dtype=np.float64)), inside, rows * columns)
     return {

@@ -101,15 +101,23 @@ contrast (
 }
 """
 
+# The map with its cells in one row.
+BY_CELL = """
+<ir_version: 10, opset_import: ["" : 20]>
+by_cell (float[batch, features, rows, columns] map) => (float[batch, features, cells] by_cell)
+{
+    flat_shape = Constant <value_ints: ints = [0, 0, -1]> ()
+    by_cell = Reshape (map, flat_shape)
+}
+"""
+
 # sum_j w_cj X_j(u) / cells: the class activation map in logits, so that its sum + bias is the logit.
 EVIDENCE = """
 <ir_version: 10, opset_import: ["" : 20]>
 evidence (
-    float[batch, features, rows, columns] map, float[batch, top, features] top_weight, float[1] cells, int64[4] shape
+    float[batch, features, number] by_cell, float[batch, top, features] top_weight, float[1] cells, int64[4] shape
 ) => (float[batch, top, rows, columns] evidence)
 {
-    flat_shape = Constant <value_ints: ints = [0, 0, -1]> ()
-    by_cell = Reshape (map, flat_shape)
     sum = MatMul (top_weight, by_cell)
     mean = Div (sum, cells)
     evidence = Reshape (mean, shape)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from analyzers.errors import ModelError
 
-SCHEMA = 1
+SCHEMA = 2
 METADATA_KEY = "pellucid.manifest"
 ROWS = ("parts", "explanatory_graph", "class_features")
 
@@ -214,7 +214,7 @@ class Provenance(_Section):
 class Manifest(_Section):
     """What a model file says about itself."""
 
-    schema_version: Literal[1] = Field(alias="schema", default=1)
+    schema_version: Literal[2] = Field(alias="schema", default=2)
     input: ModelInput
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     scores: Scores

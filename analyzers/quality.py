@@ -264,7 +264,7 @@ def _located(case: _Case, pictures: Pictures) -> dict[str, Figure]:
     pointing: Maps = {}
     for name, maps in case.maps.items():
         flat = maps.reshape(len(maps), -1)
-        positive = np.maximum(flat - (flat.min(1, keepdims=True) if name == "centre" else 0), 0)
+        positive = np.maximum(flat, 0)
         total = positive.sum(1)
         share = (positive * covered).sum(1) / np.where(total > 0, total, np.nan)
         marked = masks.any((1, 2))

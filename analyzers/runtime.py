@@ -91,10 +91,12 @@ class Session:
     Attributes:
         session: ONNX Runtime's own session.
         provider: the execution provider that runs it.
+        outputs: names of the graph's outputs.
     """
 
     session: ort.InferenceSession
     provider: str
+    outputs: tuple[str, ...]
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -112,11 +114,6 @@ class Session:
     def inputs(self) -> dict[str, list[int | str | None]]:
         """Shapes of the graph's inputs by name; an axis that is free is a name or None."""
         return {given.name: list(given.shape) for given in self.session.get_inputs()}
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the graph's outputs."""
-        return tuple(output.name for output in self.session.get_outputs())
 
     def run(self, feeds: Tensors, outputs: Sequence[str] = ()) -> dict[str, npt.NDArray[Any]]:
         """Run once and return these outputs by name, every one where none is named.
@@ -168,7 +165,8 @@ def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 
             open_session(model, device="cpu", threads=threads)  # a file that is no model is not the GPU's fault
             raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {_one_line(error)}") from None
         raise ModelError(f"ONNX Runtime cannot load the file: {_one_line(error)}") from None
-    return Session(session, session.get_providers()[0])
+    outputs = tuple(output.name for output in session.get_outputs())
+    return Session(session, session.get_providers()[0], outputs)
 
 
 def _one_line(error: Exception) -> str:

@@ -12,9 +12,9 @@ import onnx
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
-from analyzers.attach import Selection, attach
+from analyzers.attach import Selection, attach, fit
 from analyzers.class_features import membership
-from analyzers.errors import ModelError
+from analyzers.errors import InvalidInputError, ModelError
 from analyzers.plain import Layer, probe, read_plain
 from analyzers.preprocessing import Preprocessing
 from analyzers.prove import prove
@@ -324,3 +324,15 @@ def test_sets_and_rest_share_out_the_whole_layer() -> None:
     own = membership(plain.found.head, selection.sets)
     kept = np.where(own, plain.found.head.weight, 0)
     np.testing.assert_array_equal(kept + numpy_helper.to_array(rest), plain.found.head.weight)
+
+
+def test_a_class_with_fewer_pictures_than_features_is_refused_by_name() -> None:
+    plain = read_plain(tiny_plain(), names=NAMES)
+    label = np.array([0] * 4 + [1] * 2 + [2] * 4)
+    batch = [(images(10), label)]
+    with pytest.raises(
+        InvalidInputError, match=r"data: has 2 pictures of class 1 \('dog'\), too few to find 3 features"
+    ):
+        fit(plain, batch, k1=3, k2=3)
+    assert fit(plain, batch, k1=2, k2=3).selection.sets.shape == (3, 3)
+    assert fit(plain, batch, k1=3, k2=3, rule="weight").selection.rule == "weight"

@@ -61,7 +61,7 @@ BAD: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "without-manifest": (lambda good: tiny_plain(), "'pellucid.manifest'"),
     "unknown-schema": (
         lambda good: edited(good, lambda d: d.update(schema=9)),
-        "schema 9, this version reads schema 1",
+        "schema 9, this version reads schema 2",
     ),
     "broken-manifest": (lambda good: with_manifest(good, '{"schema": 1, "input": {'), "is not JSON with a 'schema'"),
     "bottomless-manifest": (lambda good: with_manifest(good, "[" * 200_000), "is not JSON with a 'schema'"),
