@@ -57,7 +57,9 @@ def prediction_message(prediction: values.Prediction) -> pb.Prediction:
 
 def from_message(message: pb.Explanation) -> values.Explanation:
     """Return the Explanation of a message."""
-    fired = {part.filter: _part_value(part) for part in message.class_features.parts}
+    # Where a model has both rows and its features are filters, `parts` names some of them already.
+    own = message.parts.parts if message.class_features.features_are_filters else ()
+    fired = {part.filter: _part_value(part) for part in (*own, *message.class_features.parts)}
     return values.Explanation(
         predictions=tuple(map(prediction_value, message.predictions)),
         width=message.width,
@@ -144,10 +146,12 @@ def _class_features_message(explanation: values.Explanation, evidence: pb.Eviden
     ledgers, contrast = explanation.class_features or (), explanation.contrast
     entries = [entry for ledger in ledgers for entry in ledger.contributions]
     entries += [] if contrast is None else contrast.contributions
-    fired = {entry.feature: entry.part for entry in entries if entry.part is not None}
+    listed = set() if explanation.parts is None else {part.filter for part in explanation.parts.parts}
+    fired = {entry.feature: entry.part for entry in entries if entry.part is not None and entry.feature not in listed}
     message = pb.ClassFeatures(
         ledgers=[_ledger_message(ledger, evidence) for ledger in ledgers],
         parts=[_part_message(fired[feature]) for feature in sorted(fired)],
+        features_are_filters=any(entry.part is not None for entry in entries),
     )
     if contrast is not None:
         message.contrast.CopyFrom(
