@@ -264,9 +264,15 @@ def _attach_class_features(
         }
         bound |= _constants(model, few)
         bound |= {"max_reasons": bound["contrast_reasons"]}
-        _append(model, class_features.CONTRAST, bound, f"{row}.contrast")
-        names = ("features", "contributions", "total")
-        contrast = manifest.Contrast(**{name: f"{row}.contrast.{name}" for name in names})
+        every = {"every": f"{row}/contrast/every"}
+        _append(model, class_features.CONTRAST, bound, f"{row}.contrast", hidden=every)
+        if grid is None:
+            _append(model, class_features.TOTAL, every, f"{row}.contrast")
+        contrast = manifest.Contrast(
+            features=f"{row}.contrast.features",
+            contributions=f"{row}.contrast.contributions",
+            total=f"{row}.contrast.total" if grid is None else None,
+        )
     if grid is not None:
         bound |= _constants(model, {"shape": np.array([0, 0, *grid.cells], np.int64)}) | {"map": found.map or ""}
         cells = grid.cells[0] * grid.cells[1]

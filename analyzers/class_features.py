@@ -87,16 +87,24 @@ CONTRAST = """
 <ir_version: 10, opset_import: ["" : 20]>
 contrast (
     float[batch, features] pooled, float[batch, top, features] top_weight, float[1, top] sign, int64[1] max_reasons
-) => (int64[batch, r] features, float[batch, r] contributions, float[batch] total)
+) => (int64[batch, r] features, float[batch, r] contributions, float[batch, features] every)
 {
     middle = Constant <value_ints: ints = [1]> ()
-    last = Constant <value_ints: ints = [-1]> ()
     difference = MatMul (sign, top_weight)
     weight = Squeeze (difference, middle)
     every = Mul (weight, pooled)
     size = Abs (every)
     largest, features = TopK (size, max_reasons)
     contributions = GatherElements <axis: int = 1> (every, features)
+}
+"""
+
+# What all of them add up to; where there is evidence by cell, its sums say so already.
+TOTAL = """
+<ir_version: 10, opset_import: ["" : 20]>
+contrast_total (float[batch, features] every) => (float[batch] total)
+{
+    last = Constant <value_ints: ints = [-1]> ()
     total = ReduceSum <keepdims: int = 0> (every, last)
 }
 """
@@ -389,9 +397,22 @@ def _contrast(
         against_name=names[other],
         margin=float(logits[best]) - float(logits[other]),
         contributions=kept,
-        rest=float(outputs[tensors.total][row]) - float(values[1].sum(dtype=np.float64)) + omitted,
+        rest=_total(section, tensors, outputs, row) - float(values[1].sum(dtype=np.float64)) + omitted,
         bias=float(bias[0] - bias[1]),
     )
+
+
+def _total(
+    section: manifest.ClassFeatures,
+    tensors: manifest.Contrast,
+    outputs: Mapping[str, npt.NDArray[Any]],
+    row: int,
+) -> float:
+    """Return what all features argue for the best class against the runner-up."""
+    if tensors.total is not None:
+        return float(outputs[tensors.total][row])
+    best, other = outputs[section.evidence or ""][row, :2].sum((1, 2), dtype=np.float64)
+    return float(best - other)
 
 
 def _evidence(

@@ -144,8 +144,9 @@ class Contrast(_Section):
     """Output, int64 (batch, reasons): feature numbers, largest share first."""
     contributions: str
     """Output, float32 (batch, reasons): (weight for the best - weight for the runner-up) x value, in logits."""
-    total: str
-    """Output, float32 (batch,): the same over all features; with the difference of the biases, the margin."""
+    total: str | None = None
+    """Output, float32 (batch,): the same over all features; with the difference of the biases, the margin. Null where
+    there is evidence, whose sums for the two classes differ by it."""
 
 
 class ClassFeatures(_Section):

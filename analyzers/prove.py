@@ -69,7 +69,13 @@ def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Arra
     gaps = [abs(total - logits), abs(ledgers - best)]
     if section.contrast is not None:
         bias = answer[section.bias].astype(np.float64)
-        gaps.append(abs(answer[section.contrast.total] + bias[:, 0] - bias[:, 1] - (best[:, 0] - best[:, 1])))
+        if section.contrast.total is not None:
+            every = answer[section.contrast.total]
+        else:
+            sums = answer[section.evidence or ""][:, :2].sum((2, 3), dtype=np.float64)
+            every = sums[:, 0] - sums[:, 1]
+        gaps.append(abs(every + bias[:, 0] - bias[:, 1] - (best[:, 0] - best[:, 1])))
+        gaps.append(abs(_contrast(plain, section, answer) - answer[section.contrast.contributions]))
     located = None
     if section.evidence is not None and section.map is not None:
         located = _location_gap(
@@ -94,6 +100,15 @@ def prove(plain: Plain, explained: ModelProto, layer: Layer, images: Float32Arra
     if not (finite and worst <= TOLERANCE * scale and not moved):
         raise ModelError(f"the explained file does not agree with the plain one and was not written: {proof}")
     return proof
+
+
+def _contrast(plain: Plain, section: ClassFeatures, answer: Mapping[str, Any]) -> Float32Array:
+    """Return (w_A - w_B) f of the features that the contrast names, computed here."""
+    if section.contrast is None:
+        raise ModelError("the file has no contrast")
+    weight, two = plain.found.head.weight, answer[section.classes][:, :2]
+    every = (weight[two[:, 0]] - weight[two[:, 1]]) * answer[section.pooled]
+    return np.asarray(np.take_along_axis(every, answer[section.contrast.features], 1))
 
 
 def _location_gap(

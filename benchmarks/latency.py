@@ -46,7 +46,7 @@ CASES = (
     Case("ResNet-18 + interpretable layer", "resnet18", 512, 224, 100),
     Case("ResNet-18, stride 16, + interpretable layer", "resnet18-stride16", 512, 224, 60),
 )
-LOADS = 5
+LOADS = 10
 FIXED = "class_features.head"  # the final layer's weights, which a server fetches once
 
 

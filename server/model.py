@@ -204,7 +204,8 @@ def _check(session: Session, manifest: Manifest) -> Float32Array | None:
         if (contrast := features.contrast) is not None:
             most = outputs[contrast.features].shape[1:] if contrast.features in outputs else (k,)
             shapes |= {contrast.features: (2, *most), contrast.contributions: (2, *most)}
-            shapes |= {contrast.total: (2,)}
+            if contrast.total is not None:
+                shapes[contrast.total] = (2,)
             integers.add(contrast.features)
     booleans: set[str] = set()
     if (graph := manifest.explanatory_graph) is not None:
