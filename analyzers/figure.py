@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageOps
 
-from analyzers.explanation import Box, Explanation, ExplanatoryGraph, Ledger
+from analyzers.explanation import Box, EvidenceMap, Explanation, ExplanatoryGraph, Ledger
 from analyzers.files import write_atomically
 from analyzers.ledger import describe
 
@@ -24,9 +24,9 @@ FOR, AGAINST, NEUTRAL = "#2166ac", "#b2182b", "#777777"  # ends of the colour-bl
 
 
 def draw(encoded: bytes, explanation: Explanation, path: Path) -> None:
-    """Write a PNG of the picture with the parts that argue for its class, of its explanatory graph, and of the ledger.
+    """Write a PNG of the picture with the parts that argue for its class, and of the ledger.
 
-    What the explanation lacks is left out.
+    Between them stand its evidence by cell and its explanatory graph. What the explanation lacks is left out.
 
     Args:
         encoded: the picture file.
@@ -41,7 +41,8 @@ def draw(encoded: bytes, explanation: Explanation, path: Path) -> None:
         raise ValueError(
             "the explanation has neither class features nor an explanatory graph; there is nothing to draw"
         )
-    widths = [1.0] * (bool(ledgers) + (graph is not None)) + [1.35] * bool(ledgers)
+    evidence = ledgers[0].evidence if ledgers else None
+    widths = [1.0] * (bool(ledgers) + (evidence is not None) + (graph is not None)) + [1.35] * bool(ledgers)
     figure = Figure(figsize=(4.7 * sum(widths), 4.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
@@ -50,8 +51,10 @@ def draw(encoded: bytes, explanation: Explanation, path: Path) -> None:
         picture.imshow(pixels)
         picture.set_axis_off()
     axes[0].set_title(f"{best.class_name}  {best.probability:.1%}", fontsize=13)
+    if evidence is not None:
+        _evidence(axes[1], evidence, f"evidence for {best.class_name}, by cell")
     if graph is not None:
-        _graph(axes[bool(ledgers)], graph)
+        _graph(axes[bool(ledgers) + (evidence is not None)], graph)
     if ledgers:
         _parts(axes[0], explanation, ledgers[0])
         _bars(axes[-1], ledgers[0])
@@ -75,6 +78,26 @@ def _parts(picture: Axes, explanation: Explanation, ledger: Ledger) -> None:
         labelled[cell] += 1
         picture.add_patch(Circle(place, radius, color=colour))
         picture.text(*place, str(number), color="white", fontsize=9, ha="center", va="center", weight="bold")
+
+
+def _evidence(picture: Axes, evidence: EvidenceMap, title: str) -> None:
+    """Lay the evidence over the picture, cells as cells, on a scale that is even about 0, with its unit."""
+    values, area = np.array(evidence.values), evidence.area
+    largest = float(abs(values).max()) or 1.0
+    limits = picture.get_xlim(), picture.get_ylim()
+    shown = picture.imshow(
+        values,
+        cmap="RdBu",
+        vmin=-largest,
+        vmax=largest,
+        alpha=0.65,
+        interpolation="nearest",
+        extent=(area.left - 0.5, area.right - 0.5, area.bottom - 0.5, area.top - 0.5),
+    )
+    picture.set_xlim(limits[0])
+    picture.set_ylim(limits[1])
+    picture.set_title(title, fontsize=11)
+    picture.figure.colorbar(shown, ax=picture, shrink=0.75, label="logits per cell")
 
 
 def _graph(picture: Axes, graph: ExplanatoryGraph) -> None:

@@ -235,7 +235,10 @@ def _merged(node: NodeProto, reach: dict[str, _Axes | None], sizes: _Sizes) -> _
 
 
 def _moved(graph: Graph, node: NodeProto, source: _Axes, layout: _Layout) -> _Axes | None:
-    """Return the cells behind a Slice or Pad with constant numbers; channels may come and go."""
+    """Return the cells behind a Slice or Pad with constant numbers; channels may come and go, however many."""
+    over = graph.constant(node.input[3]) if node.op_type == "Slice" and len(node.input) > 3 else None
+    if over is not None and {int(axis) % 4 for axis in np.ravel(over)} == {6 - sum(layout)}:
+        return source
     constants = [graph.constant(name) if name else None for name in node.input[1:]]
     if any(value is None for value, name in zip(constants, node.input[1:], strict=True) if name):
         return None

@@ -69,7 +69,8 @@ def main() -> None:
     for name, weight in (("without gates", 0.0), ("gates", 1.0)):
         with tempfile.TemporaryDirectory() as folder:
             changes = [f"--data.path={options.data}", f"--model.weights={options.weights}", f"--output={folder}"]
-            changes += ["--model.interpretable_layers=layer3", "--model.mask=false", "--model.interpretable=true"]
+            changes += ["--model.keep_head=false", "--model.filters=64", "--model.mask=false"]
+            changes += ["--model.interpretable=true"]  # a last conv layer of 64 filters, for gates to be learned on
             changes += ["--train.filter_loss=gates", f"--train.filter_weight={weight}", "--train.learning_rate=1e-3"]
             changes += [
                 "--train.filter_schedule=constant",

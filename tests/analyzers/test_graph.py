@@ -151,3 +151,46 @@ def test_a_kernel_computed_from_the_picture_has_no_grid() -> None:
 def test_features_are_filters_only_where_nothing_mixes_them(behind: str, same: bool) -> None:
     body = f"{CONV} map = Relu (x) p = ReduceMax (map, space) mask = Sigmoid (p) {behind}"
     assert filter_by_filter(model(body), "pooled", "map") == same
+
+
+CHANNELS = "s = Shape <start: int = 1, end: int = 2> (x) h = Div (s, two) a = Slice (x, none, h, one_axis)"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # ShuffleNet: half of the channels by computed bounds, and channels dealt out anew in groups.
+        f"{CONV} {CHANNELS} map = Relu (a)",
+        f"{CONV} g = Reshape (x, groups) t = Transpose <perm: ints = [0, 2, 1, 3, 4]> (g) map = Reshape (t, joined)",
+        f"{CONV} a, b = Split <axis: int = 1, num_outputs: int = 3> (x) map = Relu (b)",
+        f"{CONV} map = Gather <axis: int = 1> (x, order)",
+        f"{CONV} t = Transpose <perm: ints = [0, 2, 3, 1]> (x) r = Relu (t) map = Transpose <perm: ints = [0, 3, 1, 2]> (r)",  # noqa: E501
+    ],
+)
+def test_what_is_done_to_channels_leaves_cells_where_they_are(body: str) -> None:
+    graph = model(body.replace("a, b = Split", "a, b, c = Split"))
+    extra = {"two": [2], "none": [0], "one_axis": [1], "order": [2, 1, 0]}
+    extra |= {"groups": [0, 3, 1, 12, 20], "joined": [0, 3, 12, 20]}
+    used = {name for node in graph.graph.node for name in node.input}
+    kept = [onnx.numpy_helper.from_array(np.array(a), name) for name, a in extra.items() if name in used]
+    graph.graph.initializer.extend(kept)
+    found = grid_of(graph, "map", (12, 20))
+    assert found is not None
+    assert (found.stride, found.offset, found.receptive_field) == ((2, 2), (0.5, 0.5), (3, 3))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{CONV} map = Transpose <perm: ints = [0, 1, 3, 2]> (x)",
+        f"{CONV} map = Gather <axis: int = 2> (x, order)",
+        f"{CONV} g = Reshape (x, mixed) map = Relu (g)",
+    ],
+)
+def test_what_moves_cells_has_no_grid(body: str) -> None:
+    graph = model(body)
+    extra = {"order": [2, 1, 0], "mixed": [0, 3, 20, 12]}
+    used = {name for node in graph.graph.node for name in node.input}
+    kept = [onnx.numpy_helper.from_array(np.array(a), name) for name, a in extra.items() if name in used]
+    graph.graph.initializer.extend(kept)
+    assert grid_of(graph, "map", (12, 20)) is None
