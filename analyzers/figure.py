@@ -52,6 +52,7 @@ def draw(encoded: bytes, explanation: Explanation, path: Path) -> None:
         picture.set_axis_off()
     axes[0].set_title(f"{best.class_name}  {best.probability:.1%}", fontsize=13)
     if evidence is not None:
+        axes[1].imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=255)  # so that colour says one thing
         _evidence(axes[1], evidence, f"evidence for {best.class_name}, by cell")
     if graph is not None:
         _graph(axes[bool(ledgers) + (evidence is not None)], graph)

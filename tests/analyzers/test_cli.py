@@ -52,7 +52,7 @@ def test_attach_inspect_and_evaluate_go_through(
         word in printed for word in ("16 x 16", "cat, dog, owl", "parts, class_features", "8 filters", "40 pictures")
     )
     assert main(["inspect", str(model), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == 1
+    assert json.loads(capsys.readouterr().out)["schema"] == 2
     assert main(["evaluate", str(model), "--data", str(pack), "--report", str(report)]) == 0
     assert "accuracy" in capsys.readouterr().out
     figures = json.loads(report.read_text())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from analyzers.errors import InvalidInputError
 from analyzers.explain import Wanted, explain, probabilities
 from analyzers.geometry import Frame
 from analyzers.ledger import render
 from analyzers.manifest import Scores
+from analyzers.plain import manifest_of
+from analyzers.runtime import open_session
 from tests.analyzers.test_manifest import described
+from tests.conftest import SIZE, explain_tiny, png
 
 FRAME = Frame(1, 1, 8, 8)
 OUTPUTS = {
@@ -81,3 +87,21 @@ def test_what_cannot_be_wanted_is_refused(arguments: dict, field: str) -> None:
     with pytest.raises(InvalidInputError, match=f"^{field}: ") as caught:
         Wanted(**arguments)
     assert caught.value.field == field
+
+
+def test_the_figure_lays_evidence_over_the_picture_beside_the_ledger(tmp_path: Path) -> None:
+    from analyzers.figure import draw
+
+    model = explain_tiny()[2]
+    outputs = open_session(model.SerializeToString()).run(
+        {"image": np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)}
+    )
+    frame, widths = Frame(1, 1, SIZE, SIZE), []
+    for evidence in (False, True):
+        answer = explain(manifest_of(model), outputs, 0, frame, Wanted(evidence=evidence))
+        draw(png(np.full((SIZE, SIZE, 3), 128, np.uint8)), answer, tmp_path / "figure.png")
+        with Image.open(tmp_path / "figure.png") as figure:
+            widths.append(figure.size[0])
+            colours = len(np.unique(np.asarray(figure.convert("RGB")).reshape(-1, 3), axis=0))
+    assert widths[1] > widths[0]
+    assert colours > 500  # the map and its scale
