@@ -12,26 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from analyzers.class_features import Head
 from analyzers.errors import ModelError
 from analyzers.graph import Graph, attributes, grid_of
 from analyzers.manifest import Grid, ModelInput
+from analyzers.replay_head import LINEAR, RESHAPES, FloatArray, Replay, Values, close
 from analyzers.runtime import open_session
 
-TOLERANCE = 1e-4
-
 _ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
-_SHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast", "Transpose"})
-_LINEAR = frozenset({"Gemm", "MatMul", "Conv", "Einsum"})
 _AFFINE = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization", "Slice", "Gather"})
 _POOLS = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum"})
 _ROWS = 256  # unit vectors that are replayed at once
-
-FloatArray = npt.NDArray[np.float32]
-Values = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +125,7 @@ def _before_activation(graph: Graph, tensor: str) -> tuple[bool, list[NodeProto]
     """Return whether an activation ends the graph, and the nodes from the output back to it."""
     passed: list[NodeProto] = []
     softened = 0
-    while (node := graph.producer.get(tensor)) is not None and node.op_type in _SHAPES | _ACTIVATIONS.keys():
+    while (node := graph.producer.get(tensor)) is not None and node.op_type in RESHAPES | _ACTIVATIONS.keys():
         passed.append(node)
         if node.op_type in _ACTIVATIONS:
             softened = len(passed)
@@ -159,12 +152,12 @@ def _walk(graph: Graph, tensor: str, moving: set[str]) -> _Chain:
     while (node := graph.producer.get(tensor)) is not None:
         chain.stop = node
         data = [name for name in node.input if name in moving]
-        if len(data) != 1 or node.op_type not in _SHAPES | _LINEAR | _AFFINE | _POOLS:
+        if len(data) != 1 or node.op_type not in RESHAPES | LINEAR | _AFFINE | _POOLS:
             break
         if node.op_type == "Div" and data[0] != node.input[0]:
             break
         place = len(chain.nodes)
-        if node.op_type in _LINEAR:
+        if node.op_type in LINEAR:
             if chain.linear is not None:
                 break
             chain.linear = place
@@ -174,7 +167,7 @@ def _walk(graph: Graph, tensor: str, moving: set[str]) -> _Chain:
                 break
         elif node.op_type in _POOLS:
             between = chain.nodes[chain.pools[-1] + 1 :] if chain.pools else []
-            if any(one.op_type not in _SHAPES for one in between):
+            if any(one.op_type not in RESHAPES for one in between):
                 break
             chain.pools = (*chain.pools, place)
         elif node.op_type in _AFFINE and chain.linear is not None and chain.pools:
@@ -236,7 +229,7 @@ class _Finder:
         averaged_after = bool(chain.pools) and chain.pools[0] < (chain.linear or 0)
         cut = self._cut()
         features = self._features(cut, averaged_after)
-        replay = _Replay(self.graph, chain.nodes[: cut + 1], chain.data[cut], self.values, self.logits)
+        replay = Replay(self.graph, chain.nodes[: cut + 1], chain.data[cut], self.values, self.logits)
         head = self._read_head(replay, features, averaged_after)
         space, layout, flat = self._map(cut, features, averaged_after)
         shape = (1, 1, 1, 1) if space is None else self.values[space].shape
@@ -282,7 +275,7 @@ class _Finder:
         if after and self.values[self._output(after[0])].size == self._channels(after):
             return after[0] - 1
         cut = linear
-        while cut + 1 < len(chain.nodes) and chain.nodes[cut + 1].op_type in _SHAPES:
+        while cut + 1 < len(chain.nodes) and chain.nodes[cut + 1].op_type in RESHAPES:
             cut += 1
         return cut
 
@@ -309,7 +302,7 @@ class _Finder:
     def _space_axes(self, cut: int) -> tuple[int, int]:
         return (2, 3) if self.chain.nodes[cut].op_type == "Conv" else (1, 2)
 
-    def _read_head(self, replay: _Replay, features: FloatArray, averaged_after: bool) -> Head:
+    def _read_head(self, replay: Replay, features: FloatArray, averaged_after: bool) -> Head:
         width = features.shape[1]
         source = self.values[replay.source].shape[1:]
 
@@ -326,19 +319,19 @@ class _Finder:
         random = np.random.default_rng(1).standard_normal((8, width)).astype(np.float32)
         wanted = replay.run(spread(random))
         for weight in replay.stored(len(bias), width):
-            if _close(random @ weight.T + bias, wanted):
+            if close(random @ weight.T + bias, wanted):
                 return self._checked(Head(weight, bias), features)
         weight = np.empty((len(bias), width), np.float32)
         for start in range(0, width, _ROWS):
             unit = np.eye(min(_ROWS, width - start), width, start, np.float32)
             weight[:, start : start + len(unit)] = (replay.run(spread(unit)) - bias).T
-        if not _close(random @ weight.T + bias, wanted):
+        if not close(random @ weight.T + bias, wanted):
             raise ModelError(f"what lies between '{replay.source}' and '{self.logits}' is not one linear layer")
         return self._checked(Head(weight, bias), features)
 
     def _checked(self, head: Head, features: FloatArray) -> Head:
         logits = self.values[self.logits].reshape(2, -1)
-        if not _close(features @ head.weight.T + head.bias, logits):
+        if not close(features @ head.weight.T + head.bias, logits):
             raise ModelError(
                 f"the layer before '{self.logits}' does not make the model's own scores out of its features"
             )
@@ -362,8 +355,8 @@ class _Finder:
                 if array.ndim != 4:
                     continue
                 mean = array.mean(axes, dtype=np.float64)
-                self.summed = _close(mean * (array.shape[axes[0]] * array.shape[axes[1]]), features)
-                if self.summed or _close(mean, features):
+                self.summed = close(mean * (array.shape[axes[0]] * array.shape[axes[1]]), features)
+                if self.summed or close(mean, features):
                     return name, layout, False
         return None, "", False
 
@@ -373,7 +366,7 @@ class _Finder:
         after = [place for place in chain.pools if place > (chain.linear or 0) and place > cut]
         source = chain.data[after[-1]] if after else chain.data[cut]
         node = self.graph.producer.get(source)
-        while node is not None and node.op_type in _SHAPES | {"Gather", "Slice"}:
+        while node is not None and node.op_type in RESHAPES | {"Gather", "Slice"}:
             node = self.graph.producer.get(node.input[0])
         made = "the picture itself" if node is None else f"{node.op_type} '{node.name or node.output[0]}'"
         if after:
@@ -399,67 +392,3 @@ class _Finder:
     def _append(self, operator: str, source: str, name: str, *others: str, **options: Any) -> str:  # noqa: ANN401 (attributes of any operator)
         self.model.graph.node.append(helper.make_node(operator, [source, *others], [name], name=name, **options))
         return name
-
-
-class _Replay:
-    """The nodes between the features and the scores, as a model of their own."""
-
-    def __init__(self, graph: Graph, nodes: list[NodeProto], source: str, values: Values, logits: str) -> None:
-        self.source, self.nodes = source, nodes
-        self.channels_first = nodes[-1].op_type == "Conv"
-        constants: dict[str, npt.NDArray[Any]] = {}
-        replayed: list[NodeProto] = []
-        for node in reversed(nodes):
-            copy = NodeProto()
-            copy.CopyFrom(node)
-            if node.op_type in _SHAPES - {"Transpose", "Cast", "Identity"}:
-                # Sizes may be computed from tensors that are cut off here; those of two pictures are known.
-                shape = [-1, *values[node.output[0]].shape[1:]] if node.output[0] in values else None
-                if shape is None:
-                    raise ModelError(f"the shape of '{node.output[0]}' is unknown")
-                name = f"pellucid.shape.{len(replayed)}"
-                constants[name] = np.array(shape, np.int64)
-                copy = helper.make_node("Reshape", [node.input[0], name], [node.output[0]])
-            else:
-                for name in node.input:
-                    value = graph.constant(name) if name else None
-                    if name and value is None and name in values and name != source and name not in _outputs(nodes):
-                        value = values[name]
-                    if value is not None:
-                        constants[name] = value
-            replayed.append(copy)
-        self._constants = constants
-        shape = [None, *values[source].shape[1:]]
-        body = helper.make_graph(
-            replayed,
-            "head",
-            [helper.make_tensor_value_info(source, TensorProto.FLOAT, shape)],
-            [helper.make_empty_tensor_value_info(logits)],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-        )
-        model = helper.make_model(body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
-        self._session, self._logits = open_session(model.SerializeToString()), logits
-
-    def run(self, rows: FloatArray) -> FloatArray:
-        """Return the scores (rows, classes) of what stands at the cut."""
-        answer = self._session.run({self.source: np.ascontiguousarray(rows, np.float32)})[self._logits]
-        return np.asarray(answer.reshape(len(rows), -1), np.float32)
-
-    def stored(self, classes: int, features: int) -> list[FloatArray]:
-        """Return numbers of the file that could be the layer's, as (classes, features), to keep them bit for bit."""
-        names = [name for node in self.nodes if node.op_type in _LINEAR for name in node.input]
-        values = [self._constants[name] for name in names if name in self._constants]
-        fitting = [value for value in values if value.size == classes * features and value.dtype == np.float32]
-        rows = [value.reshape(classes, features) for value in fitting if value.shape[0] == classes]
-        columns = [value.reshape(features, classes).T for value in fitting if value.shape[-1] == classes]
-        return [np.ascontiguousarray(form) for form in (*rows, *columns)]
-
-
-def _outputs(nodes: list[NodeProto]) -> set[str]:
-    return {name for node in nodes for name in node.output}
-
-
-def _close(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
-    if one.shape != other.shape:
-        return False
-    return bool(abs(one - other).max() <= TOLERANCE * max(1.0, float(abs(other).max())))

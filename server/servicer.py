@@ -113,7 +113,7 @@ def _what_if_response(model: ExplainedModel, answer: WhatIf, count: int) -> pb.W
 
 def _describe(model: ExplainedModel) -> pb.GetModelResponse:
     manifest = model.manifest
-    source = manifest.provenance
+    source, section = manifest.provenance, manifest.class_features
     return pb.GetModelResponse(
         model=model.name,
         version=model.version,
@@ -134,6 +134,9 @@ def _describe(model: ExplainedModel) -> pb.GetModelResponse:
         ),
         execution_provider=model.session.provider,
         sha256=model.sha256,
+        exact=section is not None and section.exact,
+        inexact="" if section is None else section.inexact,
+        features=0 if model.head is None else model.head.shape[1],
         graph_layers=[
             pb.GraphLayer(layer=layer.layer, nodes=max(map(len, layer.node)))
             for layer in (() if manifest.explanatory_graph is None else manifest.explanatory_graph.layers)

@@ -24,6 +24,7 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "graph_page",
     "page",
     "find_head",
+    "replay_head",
     "smaller",
     "inspect_plain",
     "quality",

@@ -171,3 +171,8 @@ def test_a_closed_client_asks_nobody(address: str) -> None:
         assert closed.list_models()
     with pytest.raises(ValueError, match="closed channel"):
         closed.explain(png(PIXELS[0]))
+
+
+def test_a_model_says_whether_its_contributions_have_a_place(client: Client) -> None:
+    described = client.get_model("tiny")
+    assert (described.exact, described.inexact, described.features) == (True, "", 8)
