@@ -18,7 +18,7 @@ from analyzers.class_features import Head
 from analyzers.errors import ModelError
 from analyzers.graph import Graph, attributes, grid_of
 from analyzers.manifest import Grid, ModelInput
-from analyzers.replay_head import LINEAR, RESHAPES, FloatArray, Replay, Values, close
+from analyzers.replay_head import LINEAR, RESHAPES, FloatArray, Replay, Values, close, close_but_for_rounding
 from analyzers.runtime import open_session
 
 _ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
@@ -319,13 +319,13 @@ class _Finder:
         random = np.random.default_rng(1).standard_normal((8, width)).astype(np.float32)
         wanted = replay.run(spread(random))
         for weight in replay.stored(len(bias), width):
-            if close(random @ weight.T + bias, wanted):
+            if close_but_for_rounding(random @ weight.T, wanted, bias):
                 return self._checked(Head(weight, bias), features)
         weight = np.empty((len(bias), width), np.float32)
         for start in range(0, width, _ROWS):
             unit = np.eye(min(_ROWS, width - start), width, start, np.float32)
             weight[:, start : start + len(unit)] = (replay.run(spread(unit)) - bias).T
-        if not close(random @ weight.T + bias, wanted):
+        if not close_but_for_rounding(random @ weight.T, wanted, bias):
             raise ModelError(f"what lies between '{replay.source}' and '{self.logits}' is not one linear layer")
         return self._checked(Head(weight, bias), features)
 
@@ -354,9 +354,10 @@ class _Finder:
                 array = self.values[name]
                 if array.ndim != 4:
                     continue
-                mean = array.mean(axes, dtype=np.float64)
-                self.summed = close(mean * (array.shape[axes[0]] * array.shape[axes[1]]), features)
-                if self.summed or close(mean, features):
+                mean, cells = array.mean(axes, dtype=np.float64), array.shape[axes[0]] * array.shape[axes[1]]
+                averaged = close(mean, features, floor=0.0)
+                self.summed = not averaged and close(mean * cells, features, floor=0.0)
+                if averaged or self.summed:
                     return name, layout, False
         return None, "", False
 

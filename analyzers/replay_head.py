@@ -79,8 +79,15 @@ def _outputs(nodes: list[NodeProto]) -> set[str]:
     return {name for node in nodes for name in node.output}
 
 
-def close(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
-    """Whether two arrays are of one shape and equal within 1e-4 of the largest value, 1 at least."""
+def close(one: npt.NDArray[Any], other: npt.NDArray[Any], floor: float = 1.0) -> bool:
+    """Whether two arrays are of one shape and equal within 1e-4 of the largest value, of `floor` at least."""
     if one.shape != other.shape:
         return False
-    return bool(abs(one - other).max() <= TOLERANCE * max(1.0, float(abs(other).max())))
+    return bool(abs(one - other).max() <= TOLERANCE * max(floor, float(abs(other).max())))
+
+
+def close_but_for_rounding(one: npt.NDArray[Any], other: npt.NDArray[Any], offset: npt.NDArray[Any]) -> bool:
+    """Whether `one` equals other - offset within 1e-4, and within what single precision leaves of the difference."""
+    difference = other.astype(np.float64) - offset
+    allowed = TOLERANCE * float(abs(difference).max()) + 2e-6 * float(abs(other).max())
+    return bool(abs(one - difference).max() <= allowed)

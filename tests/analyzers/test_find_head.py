@@ -262,3 +262,30 @@ def test_a_graph_is_left_as_it_was_but_for_what_our_outputs_need() -> None:
     assert [node.SerializeToString() for node in model.graph.node][: len(before)] == before
     assert all(node.output[0].startswith("pellucid.") for node in model.graph.node[len(before) :])
     open_session(model.SerializeToString())
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e6])
+def test_tiny_and_huge_features_are_told_apart_as_well(scale: float) -> None:
+    """Beside a bias of 5, features of 1e-8 must not let a transposed matrix or another layout pass."""
+    body = f"{NHWC} p = ReduceMean <keepdims: int = 0> (t, inner) y = Gemm <transB: int = 1> (p, square, b4)"
+    model = classifier(body, "float[batch, 4] y")
+    random = np.random.default_rng(2)
+    square = random.normal(0, 1, (4, 4)).astype(np.float32)
+    for tensor in model.graph.initializer:
+        if tensor.name == "kernel":
+            kernel = onnx.numpy_helper.to_array(tensor) * np.float32(scale)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(kernel, "kernel"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(square, "square"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.full(4, 5, np.float32), "b4"))
+    found = find_classifier(model, ModelInput(tensor="image", height=7, width=11))
+    assert np.array_equal(found.head.weight, square)
+    assert (found.map, found.grid.cells) == ("r", (3, 5))
+
+
+def test_a_square_layer_of_tiny_weights_is_not_taken_for_its_transpose() -> None:
+    model = classifier(f"{MEAN} y = Gemm (x, square, b4)", "float[batch, 4] y")
+    square = (np.random.default_rng(2).normal(0, 1, (4, 4)) * 1e-5).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(square, "square"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.full(4, 1, np.float32), "b4"))
+    found = find_classifier(model, ModelInput(tensor="image", height=7, width=11))
+    assert np.array_equal(found.head.weight, square.T)
