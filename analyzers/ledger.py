@@ -42,7 +42,7 @@ def _ledger(ledger: Ledger) -> list[str]:
 
 
 def _contrast(contrast: Contrast) -> str:
-    entries = [f"{describe(entry)} {entry.contribution:+.3f}" for entry in contrast.contributions[:CONTRASTED]]
+    entries = [f"{_name(entry)} {entry.contribution:+.3f}" for entry in contrast.contributions[:CONTRASTED]]
     return f"  rather than {contrast.against_name} by {contrast.margin:+.3f}: {', '.join(entries)}, ..."
 
 
@@ -67,6 +67,12 @@ def _tree(graph: ExplanatoryGraph) -> list[str]:
     for root in below.get(None, ()):
         write(root, 0)
     return lines
+
+
+def _name(entry: Contribution) -> str:
+    if entry.part is None:
+        return f"feature {entry.feature}"
+    return f"{'part' if entry.part.learned_for else 'filter'} {entry.part.filter}"
 
 
 def describe(entry: Contribution) -> str:

@@ -50,7 +50,7 @@ def main() -> None:
     # A seed that the training pictures do not have: the model has never seen these creatures.
     pictures = creatures(options.pictures, seed=12345, size=64, test_share=1.0)
     with serving(options.models) as address, Client(address) as client:
-        explanations = client.explain(pictures.encoded, model="creatures")
+        explanations = client.explain(pictures.encoded, model="creatures", evidence="float16")
     hits = sum(e.predictions[0].class_index == label for e, label in zip(explanations, pictures.label, strict=True))
     print(f"   {hits} of {len(pictures)} new creatures named rightly")
 

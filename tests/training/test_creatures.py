@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
-from analyzers.errors import InvalidInputError
+from analyzers.errors import DataError, InvalidInputError
 from analyzers.pictures import SPLITS, Pictures
+from analyzers.read_pictures import read_pictures
 from training.creatures import PART_NAMES, SPECIES, Creature, creatures, draw
 
 SIZE = 64
@@ -155,3 +160,36 @@ def test_splits_are_balanced_and_no_picture_is_in_both(pictures: Pictures) -> No
 
 def test_a_larger_data_set_begins_with_the_smaller_one(pictures: Pictures) -> None:
     assert creatures(8, seed=3, size=SIZE).encoded == pictures.encoded[:8]
+
+
+def test_pictures_without_parts_go_through_a_pack_and_are_the_truth(tmp_path: Path) -> None:
+    drawn = creatures(8, size=SIZE, without=True)
+    drawn.save(tmp_path / "c.npz")
+    again = read_pictures(tmp_path / "c.npz")
+    assert again.without == drawn.without
+    assert again.take(np.array([5])).without == (drawn.without[5],)
+    assert read_pictures_of(creatures(8, size=SIZE), tmp_path).without is None
+    for row in range(8):
+        for part, encoded in zip(PART_NAMES, drawn.without[row], strict=True):
+            assert encoded == _png_of(draw(0, row, SIZE, without=frozenset({part})).pixels)
+
+
+def read_pictures_of(pictures: Pictures, folder: Path) -> Pictures:
+    pictures.save(folder / "other.npz")
+    return read_pictures(folder / "other.npz")
+
+
+def _png_of(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def test_copies_that_do_not_fit_the_pictures_are_refused(tmp_path: Path) -> None:
+    creatures(8, size=SIZE, without=True).save(tmp_path / "c.npz")
+    with np.load(tmp_path / "c.npz") as pack:
+        arrays = dict(pack)
+    arrays["without_offsets"] = arrays["without_offsets"][:-1]
+    np.savez(tmp_path / "c.npz", **arrays)
+    with pytest.raises(DataError, match="without_offsets do not fit 8 pictures"):
+        read_pictures(tmp_path / "c.npz")
