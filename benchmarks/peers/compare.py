@@ -4,8 +4,8 @@
         --weights resnet20-12fca82f.safetensors --data cifar10-lossless.npz
 
 Costs are medians of CPU time of one picture, one thread, all methods in turns within one process. Faithfulness is that
-of `pellucid-analyze evaluate --quality`, every map brought to the cells of the conv map. Needs torch, captum, grad-cam
-and zennit; docs/results.md says how the environment is made.
+of `pellucid-analyze evaluate --quality`, every map brought to the cells of the conv map. Needs torch; captum, grad-cam,
+zennit and dianna where they are there; docs/results.md says how the environment is made.
 """
 
 from __future__ import annotations
@@ -134,6 +134,20 @@ def rise(session: Session, manifest: Manifest) -> Map:
     return run
 
 
+def dianna_rise(path: Path) -> Map:
+    """DIANNA's RISE, which takes the ONNX file itself and loads it anew for each picture."""
+    import dianna
+
+    def run(image: np.ndarray, number: int) -> np.ndarray:
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            found = dianna.explain_image(
+                str(path), image, "RISE", labels=[number], axis_labels={0: "channels"}, n_masks=RISE_MASKS, p_keep=0.5
+            )
+        return np.asarray(found)[0]
+
+    return run
+
+
 def _mask(random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     coarse = (random.random((RISE_CELLS + 1, RISE_CELLS + 1)) < 0.5).astype(np.float64)
     places = [np.linspace(0, RISE_CELLS - 1, n) + random.random() for n in size]
@@ -181,6 +195,8 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         methods |= torch_maps(network)
     methods["RISE 1000, ONNX Runtime"] = rise(plain, manifest)
+    with contextlib.suppress(ImportError):
+        methods["RISE 1000, DIANNA"] = dianna_rise(options.plain)
     report = {
         "threads": 1,
         "cost": cost(methods, plain, explained, network, manifest, images, number, options.rounds),
