@@ -11,7 +11,7 @@ from analyzers.explain import Wanted
 from analyzers.geometry import Frame
 from pellucid.v1 import explain_pb2 as pb
 from server.convert import to_message
-from server.model import load_model
+from server.load import load_model
 
 FEATURES = frozenset({"class_features"})
 CASES = (

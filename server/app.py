@@ -14,8 +14,9 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from analyzers.errors import InvalidInputError
 from pellucid.v1 import explain_pb2 as pb
-from server.errors import INTERNAL_TEXT, status_of
+from server.errors import DETAILS_KEY, INTERNAL_TEXT, failure_of
 from server.repository import Repository
 from server.request import Limits
 from server.servicer import Servicer
@@ -40,15 +41,13 @@ def _handler(
         try:
             return await asyncio.get_running_loop().run_in_executor(workers, work, data)
         except DecodeError:
-            code, text = (
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"the request is not a {request_type.DESCRIPTOR.full_name}",
-            )
+            name = request_type.DESCRIPTOR.full_name
+            failure = failure_of(InvalidInputError("request", f"is not a {name}; its bytes cannot be parsed"))
         except Exception as error:
-            code, text = status_of(error)
-            if text == INTERNAL_TEXT:
+            failure = failure_of(error)
+            if failure.text == INTERNAL_TEXT:
                 log.exception("%s failed", request_type.DESCRIPTOR.name)
-        await context.abort(code, text)
+        await context.abort(failure.code, failure.text, ((DETAILS_KEY, failure.details),))
         raise AssertionError  # abort always raises; this tells the type checker so
 
     return grpc.unary_unary_rpc_method_handler(handle)

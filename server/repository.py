@@ -9,7 +9,8 @@ from pathlib import Path
 from analyzers.errors import ModelError, PellucidError
 from analyzers.runtime import CPU, Device, RuntimeNotReadyError
 from server.errors import RefusedModelError, UnknownModelError
-from server.model import ExplainedModel, load_model
+from server.load import load_model
+from server.model import ExplainedModel
 
 log = logging.getLogger("pellucid.repository")
 
@@ -76,16 +77,22 @@ class Repository:
         versions = [entry for entry in self.entries if entry.name == name]
         if not versions:
             wanted = f"'{name[:80]}'" if name else "without a name"
-            raise UnknownModelError(f"model: there is no model {wanted}; there are {', '.join(names[:20]) or 'none'}")
+            raise UnknownModelError(
+                name, f"model: there is no model {wanted}; there are {', '.join(names[:20]) or 'none'}"
+            )
         if version:
             entry = self._entries.get((name, version))
             if entry is None:
                 there = ", ".join(entry.version for entry in versions[:20])
-                raise UnknownModelError(f"version: '{name}' has no version '{version[:20]}'; there are {there}")
+                raise UnknownModelError(
+                    f"{name}/{version}", f"version: '{name}' has no version '{version[:20]}'; there are {there}"
+                )
         else:
             entry = next((entry for entry in reversed(versions) if entry.model is not None), versions[-1])
         if entry.model is None:
-            raise RefusedModelError(f"model: '{name}' version {entry.version} was refused: {entry.problem}")
+            raise RefusedModelError(
+                f"{name}/{entry.version}", f"model: '{name}' version {entry.version} was refused: {entry.problem}"
+            )
         return entry.model
 
 

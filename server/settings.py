@@ -10,6 +10,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0)]
+MIB = 1024 * 1024
 
 
 class Settings(BaseSettings):
@@ -26,12 +28,32 @@ class Settings(BaseSettings):
     repository: Path = Field(description="folder with NAME/VERSION/model.onnx files")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(50051, description="port; 0 takes a free one")
+
+    versions: Literal["latest", "all"] | Positive = Field(
+        "latest", description="which versions of a model to serve: latest, all, or how many of the newest"
+    )
+    poll_seconds: Seconds = Field(0.0, description="how often to look for changed models; 0 never looks")
+    model_control: bool = Field(False, description="let clients load and unload models")
+    vet_seconds: Annotated[float, Field(gt=0)] = Field(120.0, description="time a model file may take in its trial")
+    vet_memory_bytes: Positive = Field(8192 * MIB, description="memory a model file may take in its trial")
+
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu refuses to fall back to the CPU")
-    workers: Positive = Field(os.cpu_count() or 1, description="runs at a time")
+    workers: Positive = Field(os.cpu_count() or 1, description="runs at a time, of all models together")
+    instances: Annotated[int, Field(ge=0)] = Field(0, description="runs at a time of one model; 0: as many as workers")
     threads: Positive = Field(1, description="threads within one run")
-    max_requests: Positive = Field(256, description="requests at a time, waiting ones included; more are refused")
+    max_batch: Positive = Field(8, description="pictures of different requests that may share a run")
+    max_delay_ms: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="how long pictures may wait for others to share a run with, while something else runs"
+    )
+    max_run_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="a run that takes longer is ended")
+
+    max_requests: Positive = Field(2048, description="requests at a time, waiting ones included; more are refused")
+    max_queue: Positive = Field(256, description="pictures that may wait for one model; more are refused")
     max_images: Positive = Field(64, description="pictures per request")
     max_pixels: Positive = Field(50_000_000, description="pixels per picture, read from its header before decoding")
-    max_request_bytes: Positive = Field(64 * 1024 * 1024, description="bytes per request")
-    grace_seconds: Annotated[float, Field(ge=0)] = Field(10.0, description="time for running requests at shutdown")
+    max_request_bytes: Positive = Field(64 * MIB, description="bytes per request")
+    max_waiting_bytes: Positive = Field(1024 * MIB, description="bytes of all requests that are under way")
+
+    lame_duck_seconds: Seconds = Field(1.0, description="between NOT_SERVING and no longer taking requests")
+    grace_seconds: Seconds = Field(30.0, description="time for running requests at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log on stderr")

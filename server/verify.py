@@ -14,7 +14,8 @@ from analyzers.explain import Wanted
 from pellucid.v1 import explain_pb2 as pb
 from server.answer_file import VerificationError, read_answer
 from server.convert import from_message, to_message
-from server.model import ExplainedModel, load_model
+from server.load import load_model
+from server.model import ExplainedModel
 from server.request import Limits, read_batch
 
 TOLERANCE = 1e-3  # of the largest logit, between providers or versions of the runtime

@@ -15,7 +15,7 @@ from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
 from analyzers.read_pictures import read_pictures
 from server.convert import to_message
-from server.model import load_model
+from server.load import load_model
 from training.__main__ import main as train
 
 
