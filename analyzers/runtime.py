@@ -84,6 +84,17 @@ def providers(device: Device) -> list[str]:
     return [CPU]
 
 
+class Run:
+    """One run of a model, that can be ended from another thread."""
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+
+    def end(self) -> None:
+        """End it after the node that it is at; whoever runs it gets a ModelError."""
+        self.options.terminate = True
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """A loaded model file.
@@ -91,11 +102,13 @@ class Session:
     Attributes:
         session: ONNX Runtime's own session.
         provider: the execution provider that runs it.
+        inputs: shapes of the graph's inputs by name; an axis that is free is a name or None.
         outputs: names of the graph's outputs.
     """
 
     session: ort.InferenceSession
     provider: str
+    inputs: dict[str, list[int | str | None]]
     outputs: tuple[str, ...]
 
     @property
@@ -110,28 +123,46 @@ class Session:
         except UnicodeDecodeError:
             raise ModelError("the file's metadata is not UTF-8 text; the file is damaged") from None
 
-    @property
-    def inputs(self) -> dict[str, list[int | str | None]]:
-        """Shapes of the graph's inputs by name; an axis that is free is a name or None."""
-        return {given.name: list(given.shape) for given in self.session.get_inputs()}
-
-    def run(self, feeds: Tensors, outputs: Sequence[str] = ()) -> dict[str, npt.NDArray[Any]]:
-        """Run once and return these outputs by name, every one where none is named.
+    def run(self, feeds: Tensors, outputs: Sequence[str] = (), run: Run | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Run once and return these outputs by name, every one where none is named; `run` can end it.
 
         Raises:
             ModelError: the graph refused these inputs or failed.
         """
         names = list(outputs or self.outputs)
         try:
-            values = self.session.run(names, dict(feeds))
+            values = self.session.run(names, dict(feeds), None if run is None else run.options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ModelError(f"the model failed to run: {_one_line(error)}") from None
         return dict(zip(names, values, strict=True))
 
-    def run_images(self, manifest: Manifest, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
-        """Run a batch of pictures, float32 (batch, 3, height, width); the final layer's weights stay where they are."""
+    def batch(self, tensor: str) -> int | None:
+        """Return how many pictures the input `tensor` takes at a time, None for any number."""
+        size = self.inputs[tensor][0]
+        return size if isinstance(size, int) else None
+
+    def run_images(
+        self,
+        manifest: Manifest,
+        images: npt.NDArray[np.float32],
+        outputs: Sequence[str] = (),
+        run: Run | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run a batch of pictures, float32 (batch, 3, height, width), and return outputs, all where none is named.
+
+        The final layer's weights, the same for every picture, stay where they are. A model that takes a fixed number
+        of pictures is run as often as needed, the last time with zeros behind the pictures.
+        """
+        tensor = manifest.input.tensor
         fixed = None if manifest.class_features is None else manifest.class_features.head
-        return self.run({manifest.input.tensor: images}, [name for name in self.outputs if name != fixed])
+        names = outputs or [name for name in self.outputs if name != fixed]
+        size = self.batch(tensor)
+        if size is None or size == len(images):
+            return self.run({tensor: images}, names, run)
+        padded = np.zeros((-len(images) % size, *images.shape[1:]), np.float32)
+        blocks = np.concatenate([images, padded]).reshape(-1, size, *images.shape[1:])
+        answers = [self.run({tensor: block}, names, run) for block in blocks]
+        return {name: np.concatenate([answer[name] for answer in answers])[: len(images)] for name in names}
 
 
 def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 0) -> Session:
@@ -165,8 +196,9 @@ def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 
             open_session(model, device="cpu", threads=threads)  # a file that is no model is not the GPU's fault
             raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {_one_line(error)}") from None
         raise ModelError(f"ONNX Runtime cannot load the file: {_one_line(error)}") from None
+    inputs = {given.name: list(given.shape) for given in session.get_inputs()}
     outputs = tuple(output.name for output in session.get_outputs())
-    return Session(session, session.get_providers()[0], outputs)
+    return Session(session, session.get_providers()[0], inputs, outputs)
 
 
 def _one_line(error: Exception) -> str:

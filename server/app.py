@@ -1,4 +1,4 @@
-"""The gRPC edge: parse, hand to the servicer in a worker thread, answer; errors become statuses here alone."""
+"""The server's life: load, listen, answer, and on SIGTERM finish what runs without losing any of it."""
 
 from __future__ import annotations
 
@@ -7,61 +7,68 @@ import logging
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from analyzers.errors import InvalidInputError
 from pellucid.v1 import explain_pb2 as pb
-from server.errors import DETAILS_KEY, INTERNAL_TEXT, failure_of
+from server.batcher import BatchLimits
+from server.edge import Gate, GateLimits, unary
+from server.load import load_model
 from server.repository import Repository
 from server.request import Limits
 from server.servicer import Servicer
 from server.settings import Settings
+from server.workers import Workers
 
 log = logging.getLogger("pellucid.server")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExplainService"].full_name
 
-Request = TypeVar("Request", bound=Message)
 
-
-def _handler(
-    request_type: type[Request], answer: Callable[[Request], Message], workers: ThreadPoolExecutor
-) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """Wrap a servicer method; bytes are parsed here, since gRPC would answer malformed ones UNKNOWN."""
-
-    def work(data: bytes) -> bytes:
-        return answer(request_type.FromString(data)).SerializeToString()
-
-    async def handle(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(workers, work, data)
-        except DecodeError:
-            name = request_type.DESCRIPTOR.full_name
-            failure = failure_of(InvalidInputError("request", f"is not a {name}; its bytes cannot be parsed"))
-        except Exception as error:
-            failure = failure_of(error)
-            if failure.text == INTERNAL_TEXT:
-                log.exception("%s failed", request_type.DESCRIPTOR.name)
-        await context.abort(failure.code, failure.text, ((DETAILS_KEY, failure.details),))
-        raise AssertionError  # abort always raises; this tells the type checker so
-
-    return grpc.unary_unary_rpc_method_handler(handle)
-
-
-def add_service(server: grpc.aio.Server, servicer: Servicer, workers: ThreadPoolExecutor) -> None:
+def add_service(server: grpc.aio.Server, servicer: Servicer, gate: Gate) -> None:
     """Register `pellucid.v1.ExplainService`."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "Explain": _handler(pb.ExplainRequest, servicer.explain, workers),
-        "WhatIf": _handler(pb.WhatIfRequest, servicer.what_if, workers),
-        "ListModels": _handler(pb.ListModelsRequest, servicer.list_models, workers),
-        "GetModel": _handler(pb.GetModelRequest, servicer.get_model, workers),
+        "Explain": unary(pb.ExplainRequest, servicer.explain, gate),
+        "WhatIf": unary(pb.WhatIfRequest, servicer.what_if, gate),
+        "ListModels": unary(pb.ListModelsRequest, servicer.list_models, gate),
+        "GetModel": unary(pb.GetModelRequest, servicer.get_model, gate),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def open_repository(settings: Settings, workers: Workers) -> Repository:
+    """Load the models.
+
+    Raises:
+        RepositoryError: there is no such repository.
+        RuntimeNotReadyError: the GPU was asked for and cannot be had.
+    """
+    limits = BatchLimits(
+        max_batch=settings.max_batch,
+        max_delay_seconds=settings.max_delay_ms / 1000,
+        max_queue=settings.max_queue,
+        instances=settings.instances or settings.workers,
+    )
+    loader = partial(load_model, device=settings.device, threads=settings.threads, workers=workers, limits=limits)
+    return Repository.load(settings.repository, loader, device=settings.device)
+
+
+def make_server(settings: Settings) -> grpc.aio.Server:
+    """Make a gRPC server without services."""
+    return grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", settings.max_request_bytes),
+            ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a wish
+            ("grpc.keepalive_time_ms", 60_000),  # finds out that a client has vanished without a word
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may ask as often whether we are there
+            ("grpc.keepalive_permit_without_calls", 1),
+        ],
+    )
 
 
 async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
@@ -76,17 +83,19 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         RuntimeNotReadyError: the GPU was asked for and cannot be had.
         OSError: the port is taken.
     """
-    repository = Repository.load(settings.repository, device=settings.device, threads=settings.threads)
-    limits = Limits(settings.max_images, settings.max_pixels)
-    workers = ThreadPoolExecutor(settings.workers, "explain")
-    server = grpc.aio.server(
-        maximum_concurrent_rpcs=settings.max_requests,
-        options=[
-            ("grpc.max_receive_message_length", settings.max_request_bytes),
-            ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a wish
-        ],
+    workers = Workers(settings.workers)
+    decoders = ThreadPoolExecutor(settings.workers, "decode")
+    repository = open_repository(settings, workers)
+    gate = Gate(
+        GateLimits(
+            settings.max_requests,
+            settings.max_waiting_bytes,
+            settings.max_request_seconds,
+            settings.lame_duck_seconds,
+        )
     )
-    add_service(server, Servicer(repository, limits), workers)
+    server = make_server(settings)
+    add_service(server, Servicer(repository, Limits(settings.max_images, settings.max_pixels), decoders), gate)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -103,7 +112,17 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listening(f"{settings.host}:{port}")
     await stop.wait()
-    log.info("stopping; running requests have %.0f s to finish", settings.grace_seconds)
+    await _drain(settings, server, healthy, gate)
+    workers.stop()
+    decoders.shutdown(cancel_futures=True)
+
+
+async def _drain(settings: Settings, server: grpc.aio.Server, healthy: health.aio.HealthServicer, gate: Gate) -> None:
+    """Say that we are going, give balancers time to notice, then finish what is under way."""
+    log.info(
+        "stopping in %.3g s; running requests have %.3g s to finish", settings.lame_duck_seconds, settings.grace_seconds
+    )
     await healthy.enter_graceful_shutdown()
+    await asyncio.sleep(settings.lame_duck_seconds)
+    gate.stopping.set()
     await server.stop(settings.grace_seconds)
-    workers.shutdown(cancel_futures=True)

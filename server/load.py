@@ -12,13 +12,36 @@ from analyzers.explain import Wanted, explain
 from analyzers.geometry import Frame
 from analyzers.manifest import ClassFeatures, Manifest, ModelInput
 from analyzers.runtime import Device, Session, open_session
-from server.model import ExplainedModel, Float32Array, Outputs
+from server.batcher import BatchLimits, Outputs
+from server.model import ExplainedModel, Float32Array
+from server.workers import Workers
 
 CHECK_TOLERANCE = 1e-3
 
 
-def load_model(path: Path, name: str, version: str, *, device: Device, threads: int) -> ExplainedModel:
+ALONE = BatchLimits(max_batch=1, max_delay_seconds=0, max_queue=1, instances=1)
+
+
+def load_model(
+    path: Path,
+    name: str,
+    version: str,
+    *,
+    device: Device,
+    threads: int,
+    workers: Workers | None = None,
+    limits: BatchLimits = ALONE,
+) -> ExplainedModel:
     """Load a model file and check that it does what its manifest says.
+
+    Args:
+        path: of the file.
+        name: what to call it.
+        version: of that name.
+        device: where it runs.
+        threads: within one run.
+        workers: who runs what is asked through its queue; nobody where left out.
+        limits: of that queue.
 
     Raises:
         ModelError: it is missing, truncated, not ONNX, or does not fit its manifest.
@@ -32,7 +55,16 @@ def load_model(path: Path, name: str, version: str, *, device: Device, threads: 
     session = open_session(data, device=device, threads=threads)
     manifest = Manifest.from_metadata(session.metadata)
     head = _check(session, manifest)
-    return ExplainedModel(name, version, manifest, session, hashlib.sha256(data).hexdigest(), head)
+    return ExplainedModel.of(
+        name,
+        version,
+        session,
+        manifest,
+        sha256=hashlib.sha256(data).hexdigest(),
+        head=head,
+        workers=workers or Workers(0),
+        limits=limits,
+    )
 
 
 def _check(session: Session, manifest: Manifest) -> Float32Array | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,14 @@ from analyzers.explanation import Box, Explanation, Proof
 from analyzers.geometry import Frame, locate
 from analyzers.manifest import Manifest
 from analyzers.occlude import draw_elsewhere, paint
-from analyzers.runtime import RUNTIME, Session
+from analyzers.runtime import RUNTIME, Run, Session
 from analyzers.what_if import Change, Flip, Float64Array, scales, smallest_flip, what_if
+from server.batcher import Batcher, BatchLimits, Outputs
+from server.request import Images, assemble
+from server.workers import Workers
 
-Outputs = dict[str, npt.NDArray[Any]]
 Float32Array = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class ExplainedModel:
         session: ONNX Runtime's session of it.
         sha256: of the file, hexadecimal.
         head: (classes, features) weights of its final layer; None without class features.
+        outputs: names of its outputs that have a row for each picture, in the graph's order.
+        batcher: where its pictures wait for each other.
     """
 
     name: str
@@ -41,24 +48,55 @@ class ExplainedModel:
     session: Session
     sha256: str
     head: Float32Array | None
+    outputs: tuple[str, ...]
+    batcher: Batcher
 
-    def explain(
-        self, images: Float32Array, frames: Sequence[Frame], digests: Sequence[str], wanted: Wanted
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        version: str,
+        session: Session,
+        manifest: Manifest,
+        *,
+        sha256: str,
+        head: Float32Array | None,
+        workers: Workers,
+        limits: BatchLimits,
+    ) -> ExplainedModel:
+        """Put a checked file's session and manifest behind a queue of its own."""
+        constant = None if manifest.class_features is None else manifest.class_features.head
+        outputs = tuple(output for output in session.outputs if output != constant)
+        batcher = Batcher(partial(_run, session, manifest), workers, limits)
+        return cls(name, version, manifest, session, sha256, head, outputs, batcher)
+
+    async def run(self, images: Images, names: Sequence[str], finish: Callable[[Outputs, int], T]) -> T:
+        """Run pictures, alone or with those of other requests, and return finish(outputs, start); see `Batcher.run`."""
+        return await self.batcher.run(images, names, finish)
+
+    def answer(
+        self, outputs: Outputs, start: int, frames: Sequence[Frame], digests: Sequence[str], wanted: Wanted
     ) -> list[Explanation]:
-        """Predict and explain a batch in one run.
-
-        Args:
-            images: float32 (batch, 3, height, width) in 0..1.
-            frames: size of each picture as it was sent.
-            digests: SHA-256 of each picture as it was sent.
-            wanted: what to include.
-        """
-        outputs = self.session.run_images(self.manifest, images)
-        answers = [explain(self.manifest, outputs, row, frame, wanted) for row, frame in enumerate(frames)]
+        """Explain the pictures whose rows begin at `start`; arguments as in `explain`."""
+        answers = [explain(self.manifest, outputs, start + row, frame, wanted) for row, frame in enumerate(frames)]
         return [
             replace(answer, proof=self.signed(answer.proof, digest))
             for answer, digest in zip(answers, digests, strict=True)
         ]
+
+    def explain(
+        self, images: Images, frames: Sequence[Frame], digests: Sequence[str], wanted: Wanted
+    ) -> list[Explanation]:
+        """Predict and explain a batch in one run, at once and in this thread.
+
+        Args:
+            images: as `run` takes them.
+            frames: size of each picture as it was sent.
+            digests: SHA-256 of each picture as it was sent.
+            wanted: what to include.
+        """
+        outputs = self.session.run_images(self.manifest, assemble([images]))
+        return self.answer(outputs, 0, frames, digests, wanted)
 
     def signed(self, proof: Proof, digest: str) -> Proof:
         """Return the proof with what it is about: this model, what runs it, and the picture of that SHA-256."""
@@ -70,13 +108,13 @@ class ExplainedModel:
             runtime=RUNTIME,
         )
 
-    def what_if(
-        self, images: Float32Array, frame: Frame, digest: str, changes: Sequence[Change], *, flip: bool, occlude: bool
+    async def what_if(
+        self, images: Images, frame: Frame, digest: str, changes: Sequence[Change], *, flip: bool, occlude: bool
     ) -> WhatIf:
         """Answer one picture as it is and as it would be.
 
         Args:
-            images: float32 (1, 3, height, width) in 0..1.
+            images: one picture, as `run` takes it.
             frame: size of the picture as it was sent.
             digest: its SHA-256.
             changes: what counts for less or more.
@@ -86,7 +124,18 @@ class ExplainedModel:
         Raises:
             InvalidInputError: something that is to change is not there, or has no place to be painted over.
         """
-        outputs = self.session.run_images(self.manifest, images)
+
+        def finish(outputs: Outputs, start: int) -> tuple[WhatIf, Outputs, list[int]]:
+            own = {name: values[start : start + 1] for name, values in outputs.items()}
+            return self._what_if(own, frame, digest, changes, flip=flip, occlude=occlude)
+
+        answer, outputs, features = await self.run(images, self.outputs, finish)
+        return replace(answer, occlusion=await self._occlude(images, frame, outputs, features)) if occlude else answer
+
+    def _what_if(
+        self, outputs: Outputs, frame: Frame, digest: str, changes: Sequence[Change], *, flip: bool, occlude: bool
+    ) -> tuple[WhatIf, Outputs, list[int]]:
+        """Return the answer without an occlusion, the picture's outputs, and the features to paint over."""
         factors = scales(changes, self.manifest, outputs, 0)
         section = self.manifest.class_features
         if section is None or self.head is None:
@@ -94,14 +143,11 @@ class ExplainedModel:
         logits, pooled = outputs[self.manifest.scores.tensor][0], outputs[section.pooled][0]
         found = smallest_flip(logits, pooled, self.head) if flip else None
         proof = explain(self.manifest, outputs, 0, frame, Wanted()).proof
-        painted = None
-        if occlude:
-            features = list(factors) or list(found.features if found is not None else ())
-            painted = self._occlude(images, frame, outputs, features)
         after = what_if(logits, pooled, self.head, factors)
-        return WhatIf(logits.astype(np.float64), after, found, painted, self.signed(proof, digest))
+        answer = WhatIf(logits.astype(np.float64), after, found, None, self.signed(proof, digest))
+        return answer, outputs, list(factors) or list(found.features if found is not None else ())
 
-    def _occlude(self, images: Float32Array, frame: Frame, outputs: Outputs, features: list[int]) -> Occlusion:
+    async def _occlude(self, images: Images, frame: Frame, outputs: Outputs, features: list[int]) -> Occlusion:
         """Paint over the cells where the features' filters peak, and as many others, all in one run."""
         parts, section = self.manifest.parts, self.manifest.class_features
         if parts is None or section is None or not section.features_are_filters:
@@ -110,10 +156,13 @@ class ExplainedModel:
         cells = sorted({int(outputs[parts.cell][0, feature]) for feature in fired})
         if not cells:
             raise InvalidInputError("occlude", "none of what changes has fired in this picture; nothing to paint over")
-        draws = draw_elsewhere(parts.grid, cells, images.shape[2:])
-        pictures = np.stack([paint(images[0], parts.grid, chosen) for chosen in (cells, *draws)])
+        picture, grid = assemble([images])[0], parts.grid
+        draws = draw_elsewhere(grid, cells, picture.shape[1:])
+        pictures = await asyncio.to_thread(lambda: np.stack([paint(picture, grid, each) for each in (cells, *draws)]))
         scores, best = self.manifest.scores.tensor, int(outputs[self.manifest.scores.tensor][0].argmax())
-        answer = self.session.run({self.manifest.input.tensor: pictures}, [scores])[scores][:, best]
+        answer = await self.run(
+            pictures, [scores], lambda found, start: found[scores][start : start + len(pictures), best]
+        )
         drops = float(outputs[scores][0, best]) - answer.astype(np.float64)
         return Occlusion(
             places=tuple(locate(parts.grid, cell, frame).cell for cell in cells),
@@ -122,6 +171,10 @@ class ExplainedModel:
             elsewhere_error=float(drops[1:].std(ddof=1) / np.sqrt(len(draws))),
             elsewhere_draws=len(draws),
         )
+
+
+def _run(session: Session, manifest: Manifest, images: list[Images], names: Sequence[str], run: Run) -> Outputs:
+    return session.run_images(manifest, assemble(images), names, run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from analyzers.errors import ModelError, PellucidError
 from analyzers.runtime import CPU, Device, RuntimeNotReadyError
 from server.errors import RefusedModelError, UnknownModelError
-from server.load import load_model
 from server.model import ExplainedModel
 
 log = logging.getLogger("pellucid.repository")
 
 FILE = "model.onnx"
 MAX_PROBLEM = 300
+
+Loader = Callable[[Path, str, str], ExplainedModel]
 
 
 class RepositoryError(PellucidError):
@@ -39,8 +41,8 @@ class Repository:
         self._entries = {(entry.name, entry.version): entry for entry in entries}
 
     @classmethod
-    def load(cls, root: Path, *, device: Device, threads: int) -> Repository:
-        """Load every version of every model.
+    def load(cls, root: Path, loader: Loader, *, device: Device) -> Repository:
+        """Load every version of every model by `loader(path, name, version)`.
 
         Raises:
             RepositoryError: there is no such folder.
@@ -49,7 +51,7 @@ class Repository:
         if not root.is_dir():
             raise RepositoryError(f"there is no folder {root}; expected NAME/VERSION/{FILE} files below it")
         entries = [
-            _load(folder, device, threads)
+            _load(folder, loader, device)
             for model in sorted(root.iterdir())
             if model.is_dir() and not model.name.startswith(".")
             for folder in sorted(model.iterdir(), key=lambda path: (len(path.name), path.name))
@@ -96,10 +98,10 @@ class Repository:
         return entry.model
 
 
-def _load(folder: Path, device: Device, threads: int) -> Entry:
+def _load(folder: Path, loader: Loader, device: Device) -> Entry:
     name, version = folder.parent.name, folder.name
     try:
-        model = load_model(folder / FILE, name, version, device=device, threads=threads)
+        model = loader(folder / FILE, name, version)
     except RuntimeNotReadyError:
         raise
     except ModelError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers.errors import InvalidInputError
+from analyzers.explain import Wanted
 from analyzers.geometry import Frame
 from analyzers.manifest import ModelInput
-from analyzers.pixels import decode, to_model_input
+from analyzers.pixels import decode
 from pellucid.v1 import explain_pb2 as pb
+
+Images = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +36,58 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures ready for the model.
+    """Pictures that fit the model.
 
     Attributes:
-        images: float32 (batch, 3, height, width).
+        images: uint8 (batch, height, width, 3), or float32 (batch, 3, height, width) in 0..1.
         frames: of each as it was sent.
         digests: SHA-256 of each as it was sent, hexadecimal.
     """
 
-    images: npt.NDArray[np.float32]
+    images: Images
     frames: list[Frame]
     digests: list[str]
+
+
+def assemble(images: Sequence[Images]) -> npt.NDArray[np.float32]:
+    """Return the pictures of several batches as the model's own float32 (batch, 3, height, width) in 0..1."""
+    if len(images) == 1 and images[0].dtype == np.float32:
+        return np.ascontiguousarray(images[0], np.float32)
+    shapes = [part.shape if part.dtype == np.float32 else (len(part), 3, *part.shape[1:3]) for part in images]
+    whole = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
+    start = 0
+    for part in images:
+        rows = whole[start : start + len(part)]
+        if part.dtype == np.uint8:
+            np.divide(part.transpose(0, 3, 1, 2), np.float32(255), out=rows, dtype=np.float32)
+        else:
+            rows[...] = part
+        start += len(part)
+    return whole
 
 
 _TYPES: dict[int, np.dtype[Any]] = {
     pb.ImageTensor.DATA_TYPE_UINT8: np.dtype("u1"),
     pb.ImageTensor.DATA_TYPE_FLOAT32: np.dtype("<f4"),
 }
+
+
+def read_wanted(request: pb.ExplainRequest) -> Wanted:
+    """Read which part of an explanation a request wants.
+
+    Raises:
+        InvalidInputError: naming the field, what was expected and what came.
+    """
+    if request.evidence not in pb.EvidenceType.values():
+        raise InvalidInputError("evidence", f"is {request.evidence}; expected one of {pb.EvidenceType.keys()}")
+    return Wanted(
+        frozenset(request.rows),
+        request.top_k_classes,
+        request.top_k_reasons,
+        request.max_nodes,
+        request.min_percentile,
+        bool(request.evidence),
+    )
 
 
 def read_batch(request: pb.ExplainRequest | pb.WhatIfRequest, model: ModelInput, limits: Limits) -> Batch:
@@ -76,7 +115,7 @@ def read_batch(request: pb.ExplainRequest | pb.WhatIfRequest, model: ModelInput,
         for encoded, name in zip(pictures, names, strict=True)
     ]
     return Batch(
-        to_model_input(np.stack([picture.pixels for picture in decoded])),
+        np.stack([picture.pixels for picture in decoded]),
         [_frame(model, picture.source_width, picture.source_height) for picture in decoded],
         [sha256(encoded).hexdigest() for encoded in pictures],
     )
@@ -118,10 +157,10 @@ def _read_tensor(tensor: pb.ImageTensor, model: ModelInput, limits: Limits) -> B
     step = size // shape[0]
     digests = [sha256(data[start : start + step]).hexdigest() for start in range(0, size, step)]
     if kind == np.uint8:
-        return Batch(to_model_input(numbers), frames, digests)
+        return Batch(numbers, frames, digests)
     if not np.isfinite(numbers).all():
         raise InvalidInputError("tensor.data", "holds NaN or infinite numbers; expected numbers from 0 to 1")
     low, high = float(numbers.min()), float(numbers.max())
     if low < 0 or high > 1:
         raise InvalidInputError("tensor.data", f"ranges from {low:.4g} to {high:.4g}; expected numbers from 0 to 1")
-    return Batch(np.ascontiguousarray(numbers.transpose(0, 3, 1, 2), np.float32), frames, digests)
+    return Batch(numbers.transpose(0, 3, 1, 2).astype(np.float32, copy=False), frames, digests)

@@ -2,54 +2,59 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import Executor
 from dataclasses import asdict
 
 from analyzers.errors import InvalidInputError
-from analyzers.explain import DEFAULT_TOP_K_CLASSES, Wanted, predictions
+from analyzers.explain import DEFAULT_TOP_K_CLASSES, predictions
 from analyzers.what_if import Change, Float64Array
 from pellucid.v1 import explain_pb2 as pb
+from server.batcher import Outputs
 from server.convert import prediction_message, proof_message, to_message
 from server.model import ExplainedModel, WhatIf
 from server.repository import Repository
-from server.request import Limits, read_batch
+from server.request import Batch, Limits, read_batch, read_wanted
+
+SMALL_BYTES = 1 << 20
 
 
 class Servicer:
-    """Answers requests from a repository of models; thread-safe."""
+    """Answers requests from a repository of models.
 
-    def __init__(self, repository: Repository, limits: Limits) -> None:
+    Args:
+        repository: the models.
+        limits: what a request may hold.
+        decoders: threads that decode pictures and read what is large.
+    """
+
+    def __init__(self, repository: Repository, limits: Limits, decoders: Executor) -> None:
         self._repository = repository
         self._limits = limits
+        self._decoders = decoders
 
-    def explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
-        """Predict and explain the pictures of a request in one run."""
+    async def explain(self, request: pb.ExplainRequest) -> bytes:
+        """Predict and explain the pictures of a request in one run; the answer is an ExplainResponse, serialised."""
         model = self._repository.get(request.model, request.version)
-        wanted = Wanted(
-            frozenset(request.rows),
-            request.top_k_classes,
-            request.top_k_reasons,
-            request.max_nodes,
-            request.min_percentile,
-            bool(request.evidence),
-        )
-        if request.evidence not in pb.EvidenceType.values():
-            raise InvalidInputError("evidence", f"is {request.evidence}; expected one of {pb.EvidenceType.keys()}")
-        batch = read_batch(request, model.manifest.input, self._limits)
-        explanations = model.explain(batch.images, batch.frames, batch.digests, wanted)
-        return pb.ExplainResponse(
-            model=model.name,
-            version=model.version,
-            explanations=[to_message(explanation, request.evidence) for explanation in explanations],
-        )
+        wanted = read_wanted(request)
+        batch = await self._read(request, model)
 
-    def what_if(self, request: pb.WhatIfRequest) -> pb.WhatIfResponse:
+        def finish(outputs: Outputs, start: int) -> bytes:
+            answers = model.answer(outputs, start, batch.frames, batch.digests, wanted)
+            messages = [to_message(answer, request.evidence) for answer in answers]
+            response = pb.ExplainResponse(model=model.name, version=model.version, explanations=messages)
+            return response.SerializeToString()
+
+        return await model.run(batch.images, model.outputs, finish)
+
+    async def what_if(self, request: pb.WhatIfRequest) -> pb.WhatIfResponse:
         """Predict one picture and say what the answer would be if things counted for less or more."""
         model = self._repository.get(request.model, request.version)
         if request.top_k_classes < 0:
             raise InvalidInputError("top_k_classes", f"is {request.top_k_classes}; expected 0 (the default) or more")
         changes = [_change(place, change) for place, change in enumerate(request.changes)]
-        batch = read_batch(request, model.manifest.input, self._limits)
-        answer = model.what_if(
+        batch = await self._read(request, model)
+        answer = await model.what_if(
             batch.images,
             batch.frames[0],
             batch.digests[0],
@@ -59,7 +64,14 @@ class Servicer:
         )
         return _what_if_response(model, answer, request.top_k_classes or DEFAULT_TOP_K_CLASSES)
 
-    def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+    async def _read(self, request: pb.ExplainRequest | pb.WhatIfRequest, model: ExplainedModel) -> Batch:
+        """Read pictures: small tensors at once, what takes longer in a thread of its own."""
+        if request.HasField("tensor") and request.ByteSize() < SMALL_BYTES:
+            return read_batch(request, model.manifest.input, self._limits)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, read_batch, request, model.manifest.input, self._limits)
+
+    async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """List every model version, refused ones with the reason."""
         return pb.ListModelsResponse(
             models=[
@@ -74,7 +86,7 @@ class Servicer:
             ]
         )
 
-    def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
+    async def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """Say what one model takes, knows and can explain."""
         return _describe(self._repository.get(request.model, request.version))
 

@@ -45,7 +45,9 @@ class Settings(BaseSettings):
     max_delay_ms: Annotated[float, Field(ge=0)] = Field(
         0.0, description="how long pictures may wait for others to share a run with, while something else runs"
     )
-    max_run_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="a run that takes longer is ended")
+    max_request_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="what takes longer is ended, whatever the caller's deadline"
+    )
 
     max_requests: Positive = Field(2048, description="requests at a time, waiting ones included; more are refused")
     max_queue: Positive = Field(256, description="pictures that may wait for one model; more are refused")

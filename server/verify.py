@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from analyzers.errors import DataError, ModelError
-from analyzers.explain import Wanted
 from pellucid.v1 import explain_pb2 as pb
 from server.answer_file import VerificationError, read_answer
 from server.convert import from_message, to_message
 from server.load import load_model
 from server.model import ExplainedModel
-from server.request import Limits, read_batch
+from server.request import Limits, read_batch, read_wanted
 
 TOLERANCE = 1e-3  # of the largest logit, between providers or versions of the runtime
 MAX_PIXELS = 2**28
@@ -86,16 +85,8 @@ def _replay(model: ExplainedModel, request: dict[str, Any], image: bytes) -> dic
         asked = pb.ExplainRequest(encoded_images=[image], **request)
     except (TypeError, ValueError) as error:
         raise DataError(f"the answer's request is damaged: {error}") from None
-    wanted = Wanted(
-        frozenset(asked.rows),
-        asked.top_k_classes,
-        asked.top_k_reasons,
-        asked.max_nodes,
-        asked.min_percentile,
-        bool(asked.evidence),
-    )
     batch = read_batch(asked, model.manifest.input, Limits(1, MAX_PIXELS))
-    (explanation,) = model.explain(batch.images, batch.frames, batch.digests, wanted)
+    (explanation,) = model.explain(batch.images, batch.frames, batch.digests, read_wanted(asked))
     message = pb.Explanation.FromString(to_message(explanation, asked.evidence).SerializeToString())
     document: dict[str, Any] = json.loads(json.dumps(asdict(from_message(message))))
     return document

@@ -1,0 +1,260 @@
+"""Dynamic batching: pictures that wait for the same model at the same time share a run.
+
+A worker takes what waits as soon as it is free, so that nobody waits while the device is idle. Each caller gets its
+own rows; whose caller has gone is not run, and a run that nobody waits for any more is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy.typing as npt
+
+from analyzers.errors import PellucidError
+from analyzers.runtime import Run
+from server.deadline import deadline
+from server.errors import ExpiredError, OverloadedError
+from server.request import Images
+from server.statistics import Statistics
+from server.workers import Workers
+
+Outputs = dict[str, npt.NDArray[Any]]
+Finish = Callable[[Outputs, int], Any]
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Runs a batch once."""
+
+    def __call__(self, images: list[Images], names: Sequence[str], run: Run) -> Outputs:
+        """Return outputs by name, rows in the order of the pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How pictures are put together.
+
+    Attributes:
+        max_batch: pictures in one run; a request with more runs alone.
+        max_delay_seconds: how long pictures wait for others while something else runs.
+        max_queue: pictures that may wait.
+        instances: runs at a time.
+    """
+
+    max_batch: int
+    max_delay_seconds: float
+    max_queue: int
+    instances: int
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """One request's pictures, waiting or running."""
+
+    images: Images
+    names: Sequence[str]
+    finish: Finish
+    deadline: float
+    arrived: float
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    dead: bool = False
+    batch: _Batch | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """Requests that run together."""
+
+    works: list[_Work]
+    run: Run = field(default_factory=Run)
+
+    @property
+    def pictures(self) -> int:
+        return sum(len(work.images) for work in self.works)
+
+
+class Batcher:
+    """One model's queue; everything in it is guarded by the workers' lock."""
+
+    def __init__(self, runner: Runner, workers: Workers, limits: BatchLimits) -> None:
+        self.statistics = Statistics()
+        self._runner = runner
+        self._workers = workers
+        self._limits = limits
+        self._queue: deque[_Work] = deque()
+        self._waiting = 0  # pictures
+        self._running = 0  # runs
+        self._seconds = 0.0  # a picture's share of a run, lately
+
+    async def run(self, images: Images, names: Sequence[str], finish: Callable[[Outputs, int], T]) -> T:
+        """Run pictures, alone or with those of other requests, and return finish(outputs, start).
+
+        Args:
+            images: uint8 (n, height, width, 3), or float32 (n, 3, height, width) in 0..1.
+            names: which outputs are wanted.
+            finish: called in a worker's thread with the whole batch's outputs and the first row that is ours.
+
+        Raises:
+            OverloadedError: too many wait, or it could not be done before the deadline.
+            ExpiredError: the deadline passed while it waited.
+            ModelError: the run failed.
+        """
+        loop = asyncio.get_running_loop()
+        work = _Work(images, names, finish, deadline(), time.monotonic(), loop, loop.create_future())
+        with self._workers.lock:
+            self._admit(work)
+            self._queue.append(work)
+            self._waiting += len(images)
+            self._workers.wake(self)
+        try:
+            answer: T = await work.future
+        except asyncio.CancelledError:
+            self._abandon(work)
+            raise
+        return answer
+
+    def take(self, now: float, *, idle: bool) -> Callable[[], None] | float | None:
+        """Return what to run now, or in how many seconds to ask again, or None; the caller holds the lock.
+
+        Args:
+            now: time.monotonic().
+            idle: whether nothing else runs.
+        """
+        self._drop_the_late(now)
+        if not self._queue or self._running >= self._limits.instances:
+            return None
+        wait = self._queue[0].arrived + self._limits.max_delay_seconds - now
+        if wait > 0 and not idle and self._waiting < self._limits.max_batch:
+            return wait
+        batch = self._next_batch()
+        self._running += 1
+        return lambda: self._run(batch)
+
+    def _admit(self, work: _Work) -> None:
+        ahead = self._waiting / max(1, self._limits.instances) * self._seconds
+        if self._waiting and self._waiting + len(work.images) > self._limits.max_queue:
+            raise OverloadedError(ahead, f"{self._waiting} pictures wait for this model already; try again later")
+        if self._running >= self._limits.instances and work.arrived + ahead + self._seconds > work.deadline:
+            left = max(0.0, work.deadline - work.arrived)
+            raise OverloadedError(
+                ahead, f"those who wait already take {ahead:.3g} s, the deadline is in {left:.3g} s; try again later"
+            )
+
+    def _drop_the_late(self, now: float) -> None:
+        """Forget those whose caller is gone or whose answer would come too late; the others keep their places."""
+        latest = now + self._seconds * min(self._limits.max_batch, self._waiting)
+        while self._queue and (self._queue[0].dead or self._queue[0].deadline < latest):
+            work = self._queue[0]
+            if not work.dead and work.deadline > now and len(self._queue) == 1 and not self._running:
+                return  # an estimate is no reason to leave the device idle
+            self._queue.popleft()
+            self._waiting -= len(work.images)
+            if not work.dead:
+                self.statistics.fail(now - work.arrived)
+                _settle([(work, None, _late(work, now, latest - now))])
+
+    def _next_batch(self) -> _Batch:
+        batch = _Batch([])
+        pictures = 0
+        while self._queue:
+            work = self._queue[0]
+            if batch.works and pictures + len(work.images) > self._limits.max_batch:
+                break
+            self._queue.popleft()
+            self._waiting -= len(work.images)
+            if not work.dead:
+                work.batch = batch
+                batch.works.append(work)
+                pictures += len(work.images)
+        return batch
+
+    def _abandon(self, work: _Work) -> None:
+        """Say that nobody waits for this any more; end its run if nobody waits for that."""
+        with self._workers.lock:
+            work.dead = True
+            if work.batch is not None and all(member.dead for member in work.batch.works):
+                work.batch.run.end()
+
+    def _run(self, batch: _Batch) -> None:
+        started = time.monotonic()
+        settled: list[tuple[_Work, Any, Exception | None]] = []
+        outputs: Outputs = {}
+        names = _union([work.names for work in batch.works])
+        try:
+            outputs = self._runner([work.images for work in batch.works], names, batch.run)
+        except Exception as error:
+            settled = [(work, None, error) for work in batch.works]
+        ended = time.monotonic()
+        if not settled:
+            settled = _finish(batch, outputs)
+        self._account(batch, started, ended, failed=not outputs)
+        _settle(settled)
+
+    def _account(self, batch: _Batch, started: float, ended: float, *, failed: bool) -> None:
+        done = time.monotonic()
+        with self._workers.lock:
+            self._running -= 1
+            if not failed:
+                each = (ended - started) / batch.pictures
+                self._seconds = each if not self._seconds else 0.8 * self._seconds + 0.2 * each
+            if self._queue:
+                self._workers.wake(self)
+        for work in batch.works:
+            if failed:
+                self.statistics.fail(done - work.arrived)
+            else:
+                self.statistics.answered(len(work.images), started - work.arrived, done - work.arrived)
+        if not failed:
+            self.statistics.ran(batch.pictures, ended - started, done - ended)
+
+
+def _late(work: _Work, now: float, needed: float) -> PellucidError:
+    if work.deadline <= now:
+        return ExpiredError("the deadline passed before the model was free")
+    left = work.deadline - now
+    return OverloadedError(needed, f"a run takes {needed:.3g} s, the deadline is in {left:.3g} s; try again later")
+
+
+def _union(wanted: list[Sequence[str]]) -> Sequence[str]:
+    if all(names == wanted[0] for names in wanted):
+        return wanted[0]
+    return list(dict.fromkeys(name for names in wanted for name in names))
+
+
+def _finish(batch: _Batch, outputs: Outputs) -> list[tuple[_Work, Any, Exception | None]]:
+    """Let each request take its rows; what one of them raises is its own."""
+    settled: list[tuple[_Work, Any, Exception | None]] = []
+    start = 0
+    for work in batch.works:
+        try:
+            settled.append((work, None if work.dead else work.finish(outputs, start), None))
+        except Exception as error:
+            settled.append((work, None, error))
+        start += len(work.images)
+    return settled
+
+
+def _settle(settled: list[tuple[_Work, Any, Exception | None]]) -> None:
+    """Hand answers to their event loops, each loop woken once."""
+    for loop in {work.loop for work, _, _ in settled}:
+        mine = [one for one in settled if one[0].loop is loop]
+        try:
+            loop.call_soon_threadsafe(_set, mine)
+        except RuntimeError:  # the loop is closed: the server has gone, nobody waits
+            continue
+
+
+def _set(settled: list[tuple[_Work, Any, Exception | None]]) -> None:
+    for work, answer, error in settled:
+        if work.future.done():
+            continue
+        if error is None:
+            work.future.set_result(answer)
+        else:
+            work.future.set_exception(error)
