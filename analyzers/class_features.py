@@ -6,6 +6,7 @@ z_c = b_c + sum_{j in I_c} W_cj f_j + sum_{j not in I_c} W_cj f_j.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -321,34 +322,34 @@ def decode(
 ) -> Decoded:
     """Return the ledgers of picture `row` for its best classes; `parts` are the filters that fired, by number."""
     named = parts if section.features_are_filters else {}
+    count = min(top_k_classes, section.max_classes)
+    numbers = outputs[section.classes][row, :count].tolist()
+    features = outputs[section.features][row, :count, :, 0].tolist()
+    shares, activations, bias = (
+        outputs[tensor][row, :count].tolist() for tensor in (section.contributions, section.activations, section.bias)
+    )
+    beyond = [0.0] * count if section.omitted is None else outputs[section.omitted][row, :count].tolist()
+    rest, logit = (values[numbers].tolist() for values in (outputs[section.rest][row], logits))
+    where = None if section.evidence is None else outputs[section.evidence][row, :count]
     ledgers = []
-    gaps = [0.0]
-    for rank in range(min(top_k_classes, section.max_classes)):
-        number = int(outputs[section.classes][row, rank])
-        values = [
-            outputs[section.features][row, rank, :, 0],
-            outputs[section.contributions][row, rank],
-            outputs[section.activations][row, rank],
-        ]
-        kept, omitted = _contributions(values, named, top_k_reasons)
-        if section.omitted is not None:
-            omitted += float(outputs[section.omitted][row, rank])
-        bias = float(outputs[section.bias][row, rank])
-        where = None if section.evidence is None else outputs[section.evidence][row, rank]
-        ledger = explanation.Ledger(
-            class_index=number,
-            class_name=names[number],
-            logit=float(logits[number]),
-            contributions=kept,
-            omitted=omitted,
-            rest=float(outputs[section.rest][row, number]),
-            bias=bias,
-            evidence=_evidence(section, where, frame) if evidence and where is not None else None,
+    for rank, number in enumerate(numbers):
+        kept, omitted = _contributions(features[rank], shares[rank], activations[rank], named, top_k_reasons)
+        ledgers.append(
+            explanation.Ledger(
+                class_index=number,
+                class_name=names[number],
+                logit=logit[rank],
+                contributions=kept,
+                omitted=omitted + beyond[rank],
+                rest=rest[rank],
+                bias=bias[rank],
+                evidence=_evidence(section, where[rank], frame) if evidence and where is not None else None,
+            )
         )
-        ledgers.append(ledger)
-        gaps.append(abs(ledger.total - ledger.logit))
-        if where is not None:
-            gaps.append(abs(float(where.sum(dtype=np.float64)) + bias - ledger.logit))
+    gaps = [0.0, *(abs(ledger.total - ledger.logit) for ledger in ledgers)]
+    if where is not None:
+        sums = where.sum((1, 2), dtype=np.float64).tolist()
+        gaps += [abs(sums[rank] + bias[rank] - logit[rank]) for rank in range(count)]
     contrast = None
     if section.contrast is not None:
         contrast = _contrast(section, section.contrast, logits, names, outputs, row, named, top_k_reasons)
@@ -357,22 +358,19 @@ def decode(
 
 
 def _contributions(
-    values: list[npt.NDArray[Any]], parts: Mapping[int, explanation.Part], most: int
+    features: list[int],
+    shares: list[float],
+    activations: list[float],
+    parts: Mapping[int, explanation.Part],
+    most: int,
 ) -> tuple[tuple[explanation.Contribution, ...], float]:
-    """Return the largest contributions of [features, contributions, activations], and the sum of the others."""
-    features, contributions, activations = values
-    order = np.argsort(-abs(contributions), kind="stable")
-    order = order[features[order] >= 0]
+    """Return the largest contributions, and the sum of the others; features below 0 are padding."""
+    chosen = [place for place, feature in enumerate(features) if feature >= 0]
+    order = sorted(chosen, key=lambda place: -abs(shares[place]))
     kept = tuple(
-        explanation.Contribution(
-            feature=int(features[i]),
-            contribution=float(contributions[i]),
-            activation=float(activations[i]),
-            part=parts.get(int(features[i])),
-        )
-        for i in order[:most]
+        explanation.Contribution(features[i], shares[i], activations[i], parts.get(features[i])) for i in order[:most]
     )
-    return kept, float(contributions[order[most:]].sum(dtype=np.float64))
+    return kept, math.fsum(shares[i] for i in order[most:])
 
 
 def _contrast(
@@ -388,8 +386,9 @@ def _contrast(
     best, other = (int(number) for number in outputs[section.classes][row, :2])
     bias = outputs[section.bias][row, :2].astype(np.float64)
     features = outputs[tensors.features][row]
-    values = [features, outputs[tensors.contributions][row], outputs[section.pooled][row, features]]
-    kept, omitted = _contributions(values, parts, most)
+    shares = outputs[tensors.contributions][row].tolist()
+    activations = outputs[section.pooled][row, features].tolist()
+    kept, omitted = _contributions(features.tolist(), shares, activations, parts, most)
     return explanation.Contrast(
         class_index=best,
         class_name=names[best],
@@ -397,7 +396,7 @@ def _contrast(
         against_name=names[other],
         margin=float(logits[best]) - float(logits[other]),
         contributions=kept,
-        rest=_total(section, tensors, outputs, row) - float(values[1].sum(dtype=np.float64)) + omitted,
+        rest=_total(section, tensors, outputs, row) - math.fsum(shares) + omitted,
         bias=float(bias[0] - bias[1]),
     )
 

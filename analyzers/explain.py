@@ -70,7 +70,7 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
     logits = outputs[manifest.scores.tensor][row]
     top_k_classes = min(wanted.top_k_classes or DEFAULT_TOP_K_CLASSES, manifest.max_classes)
     top_k_reasons = wanted.top_k_reasons or DEFAULT_TOP_K_REASONS
-    fired = {}
+    fired: parts.Fired | None = None
     if manifest.parts is not None and (wanted.includes("parts") or wanted.includes("class_features")):
         fired = parts.decode(manifest.parts, manifest.classes, outputs, row, frame)
     decoded = None
@@ -82,7 +82,7 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
             manifest.classes,
             outputs,
             row,
-            fired,
+            fired or {},
             frame,
             top_k_classes=top_k_classes,
             top_k_reasons=top_k_reasons,
@@ -93,8 +93,8 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
         predictions=predictions(manifest, logits, top_k_classes),
         width=frame.width,
         height=frame.height,
-        parts=Parts(tuple(fired.values())[:top_k_reasons], manifest.parts.layer)
-        if manifest.parts is not None and wanted.includes("parts")
+        parts=Parts(fired.strongest(top_k_reasons), manifest.parts.layer)
+        if manifest.parts is not None and fired is not None and wanted.includes("parts")
         else None,
         explanatory_graph=nodes.decode(
             manifest.explanatory_graph,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from analyzers.explanation import Box
 from analyzers.manifest import Grid
@@ -38,14 +39,15 @@ class Place:
 def locate(grid: Grid, index: int, frame: Frame) -> Place:
     """Return where the cell with row-major `index` lies in the picture."""
     row, column = divmod(index, grid.cells[1])
-    y = grid.offset[0] + row * grid.stride[0]
-    x = grid.offset[1] + column * grid.stride[1]
-    return Place(
-        x=min(max(x * frame.scale_x, 0.0), float(frame.width)),
-        y=min(max(y * frame.scale_y, 0.0), float(frame.height)),
-        cell=_box(x, y, grid.stride, frame),
-        receptive_field=_box(x, y, grid.receptive_field, frame),
+    vertical = _along(
+        grid.cells[0], grid.offset[0], grid.stride[0], grid.receptive_field[0], frame.scale_y, frame.height
     )
+    horizontal = _along(
+        grid.cells[1], grid.offset[1], grid.stride[1], grid.receptive_field[1], frame.scale_x, frame.width
+    )
+    y, top, bottom, field_top, field_bottom = vertical[row]
+    x, left, right, field_left, field_right = horizontal[column]
+    return Place(x, y, Box(left, top, right, bottom), Box(field_left, field_top, field_right, field_bottom))
 
 
 def area(grid: Grid, frame: Frame) -> Box:
@@ -57,12 +59,17 @@ def area(grid: Grid, frame: Frame) -> Box:
     return Box(left * frame.scale_x, top * frame.scale_y, right * frame.scale_x, bottom * frame.scale_y)
 
 
-def _box(x: float, y: float, extent: tuple[float, float], frame: Frame) -> Box:
-    """Return the box of `extent` (vertical, horizontal) input pixels round (x, y), clipped to the picture."""
-    half_y, half_x = extent[0] / 2, extent[1] / 2
-    return Box(
-        left=min(max((x - half_x) * frame.scale_x, 0.0), float(frame.width)),
-        top=min(max((y - half_y) * frame.scale_y, 0.0), float(frame.height)),
-        right=min(max((x + half_x) * frame.scale_x, 0.0), float(frame.width)),
-        bottom=min(max((y + half_y) * frame.scale_y, 0.0), float(frame.height)),
+@lru_cache(maxsize=256)  # an answer asks for dozens of places on the same two axes
+def _along(
+    cells: int, offset: float, stride: float, field: float, scale: float, size: int
+) -> tuple[tuple[float, ...], ...]:
+    """Return, for each cell along one axis, its centre, its edges and its receptive field's, clipped to the picture."""
+
+    def clip(place: float) -> float:
+        return min(max(place * scale, 0.0), float(size))
+
+    centres = [offset + cell * stride for cell in range(cells)]
+    return tuple(
+        tuple(map(clip, (centre, centre - stride / 2, centre + stride / 2, centre - field / 2, centre + field / 2)))
+        for centre in centres
     )

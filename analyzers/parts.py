@@ -7,7 +7,7 @@ own centre.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,33 +101,61 @@ def misplaced(maps: npt.NDArray[np.float32], cell: npt.NDArray[np.int64], peak: 
     return np.asarray(np.maximum(*away) > 0.501)
 
 
+class Fired(Mapping[int, explanation.Part]):
+    """The parts that fired in one picture by filter number, strongest first; each is made when it is asked for."""
+
+    def __init__(
+        self,
+        section: manifest.Parts,
+        classes: tuple[str, ...],
+        score: npt.NDArray[np.float32],
+        cell: npt.NDArray[np.int64],
+        frame: Frame,
+    ) -> None:
+        fired = np.flatnonzero(score > 0)
+        self._order: list[int] = fired[np.argsort(-score[fired], kind="stable")].tolist()
+        self._section, self._classes, self._frame = section, classes, frame
+        self._score, self._cell = score.tolist(), cell.tolist()
+        self._made: dict[int, explanation.Part] = {}  # several ledgers name the same one
+
+    def __getitem__(self, number: int) -> explanation.Part:
+        if (made := self._made.get(number)) is not None:
+            return made
+        if not (0 <= number < len(self._score) and self._score[number] > 0):
+            raise KeyError(number)
+        section = self._section
+        place = locate(section.grid, self._cell[number], self._frame)
+        self._made[number] = explanation.Part(
+            filter=number,
+            score=self._score[number],
+            x=place.x,
+            y=place.y,
+            cell=place.cell,
+            receptive_field=place.receptive_field,
+            learned_for="" if section.learned_for is None else self._classes[section.learned_for[number]],
+        )
+        return self._made[number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def strongest(self, count: int) -> tuple[explanation.Part, ...]:
+        """Return the strongest ones."""
+        return tuple(self[number] for number in self._order[:count])
+
+
 def decode(
     section: manifest.Parts,
     classes: tuple[str, ...],
     outputs: Mapping[str, npt.NDArray[Any]],
     row: int,
     frame: Frame,
-) -> dict[int, explanation.Part]:
+) -> Fired:
     """Return the parts that fired in picture `row` of the batch by filter number, strongest first.
 
     A filter whose score is not above 0 did not fire and is absent.
     """
-    score, cell = outputs[section.score][row], outputs[section.cell][row]
-    fired = np.flatnonzero(score > 0)
-    order = fired[np.argsort(-score[fired], kind="stable")]
-    return {int(k): _part(section, classes, int(k), float(score[k]), int(cell[k]), frame) for k in order}
-
-
-def _part(
-    section: manifest.Parts, classes: tuple[str, ...], number: int, score: float, cell: int, frame: Frame
-) -> explanation.Part:
-    place = locate(section.grid, cell, frame)
-    return explanation.Part(
-        filter=number,
-        score=score,
-        x=place.x,
-        y=place.y,
-        cell=place.cell,
-        receptive_field=place.receptive_field,
-        learned_for="" if section.learned_for is None else classes[section.learned_for[number]],
-    )
+    return Fired(section, classes, outputs[section.score][row], outputs[section.cell][row], frame)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def to_message(explanation: values.Explanation, evidence: pb.EvidenceType = pb.E
     if (graph := explanation.explanatory_graph) is not None:
         message.explanatory_graph.CopyFrom(
             pb.ExplanatoryGraph(
-                nodes=[pb.Node(**asdict(node)) for node in graph.nodes],
+                nodes=[_node_message(node) for node in graph.nodes],
                 layers=graph.layers,
                 class_name=graph.class_name,
                 right=graph.right,
@@ -47,12 +46,25 @@ def to_message(explanation: values.Explanation, evidence: pb.EvidenceType = pb.E
 
 def proof_message(proof: values.Proof) -> pb.Proof:
     """Return the message of a Proof."""
-    return pb.Proof(**asdict(proof))
+    return pb.Proof(
+        completeness_gap=proof.completeness_gap,
+        exact=proof.exact,
+        inexact=proof.inexact,
+        model_sha256=proof.model_sha256,
+        image_sha256=proof.image_sha256,
+        execution_provider=proof.execution_provider,
+        runtime=proof.runtime,
+    )
 
 
 def prediction_message(prediction: values.Prediction) -> pb.Prediction:
     """Return the message of a Prediction."""
-    return pb.Prediction(**asdict(prediction))
+    return pb.Prediction(
+        class_index=prediction.class_index,
+        class_name=prediction.class_name,
+        logit=prediction.logit,
+        probability=prediction.probability,
+    )
 
 
 def from_message(message: pb.Explanation) -> values.Explanation:
@@ -107,6 +119,19 @@ def _graph_value(graph: pb.ExplanatoryGraph) -> values.ExplanatoryGraph:
         right=graph.right,
         down=graph.down,
         mirrored=graph.mirrored,
+    )
+
+
+def _node_message(node: values.Node) -> pb.Node:
+    return pb.Node(
+        layer=node.layer,
+        node=node.node,
+        filter=node.filter,
+        x=node.x,
+        y=node.y,
+        score=node.score,
+        percentile=node.percentile,
+        parents=node.parents,
     )
 
 

@@ -212,7 +212,7 @@ def test_what_cannot_be_done_before_its_deadline_is_refused_at_once(model: FakeM
         waiting = [asyncio.ensure_future(ask(batcher, n)) for n in range(3)]
         await asyncio.sleep(0.01)
         started = time.monotonic()
-        with pytest.raises(OverloadedError, match="those who wait already take 0.6"):
+        with pytest.raises(OverloadedError, match=r"those who wait already take 0\.6"):
             async with within(0.5):
                 await ask(batcher, 9)
         assert time.monotonic() - started < 0.2
