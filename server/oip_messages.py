@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 if TYPE_CHECKING:
     from inference import open_inference_pb2 as oip
 
-__all__ = ["POOL", "SERVICE", "oip"]
+__all__ = ["FILE", "POOL", "SERVICE", "oip"]
 
 
 def _pool() -> DescriptorPool:
@@ -32,13 +32,13 @@ def _pool() -> DescriptorPool:
 POOL = _pool()
 """For reflection."""
 
-_FILE = POOL.FindFileByName("inference/open_inference.proto")
+FILE = POOL.FindFileByName("inference/open_inference.proto")
 
-SERVICE: str = _FILE.services_by_name["GRPCInferenceService"].full_name
+SERVICE: str = FILE.services_by_name["GRPCInferenceService"].full_name
 
 if not TYPE_CHECKING:
     oip = SimpleNamespace(
-        **{name: GetMessageClass(message) for name, message in _FILE.message_types_by_name.items()},
-        **{value.name: value.number for enum in _FILE.enum_types_by_name.values() for value in enum.values},
+        **{name: GetMessageClass(message) for name, message in FILE.message_types_by_name.items()},
+        **{value.name: value.number for enum in FILE.enum_types_by_name.values() for value in enum.values},
     )
     """The message classes and enum values, as a generated module would hold them."""
