@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -23,7 +22,7 @@ from server.workers import Workers
 
 
 @contextmanager
-def oip_server(repository: Path, **options: Any) -> Iterator[str]:
+def oip_server(repository: Path, **options: int | bool) -> Iterator[str]:
     """Yield the address of a server with these settings."""
     settings = Settings(repository=repository, port=0, workers=2, **options)
     started, address = threading.Event(), []
