@@ -10,6 +10,7 @@ from importlib.resources import files
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
@@ -17,20 +18,27 @@ from google.protobuf.message_factory import GetMessageClass
 if TYPE_CHECKING:
     from inference import open_inference_pb2 as oip
 
-__all__ = ["POOL", "SERVICE", "oip"]
+__all__ = ["POOL", "SERVICE", "oip", "pool_with"]
 
 
-def _pool() -> DescriptorPool:
-    """Read what the build has written beside the stubs."""
+def pool_with(*others: FileDescriptor) -> DescriptorPool:
+    """Return a new pool of these messages and of other files with all they need, for reflection over both."""
     pool = DescriptorPool()
-    content = files("pellucid").joinpath("open_inference.binpb").read_bytes()
+    content = files("pellucid").joinpath("open_inference.binpb").read_bytes()  # the build writes it
     for file in FileDescriptorSet.FromString(content).file:
         pool.AddSerializedFile(file.SerializeToString())
+    for other in others:
+        _add(pool, other)
     return pool
 
 
-POOL = _pool()
-"""For reflection."""
+def _add(pool: DescriptorPool, file: FileDescriptor) -> None:
+    for needed in file.dependencies:
+        _add(pool, needed)
+    pool.AddSerializedFile(file.serialized_pb)
+
+
+POOL = pool_with()
 
 _FILE = POOL.FindFileByName("inference/open_inference.proto")
 

@@ -19,6 +19,7 @@ from analyzers.manifest import Manifest
 from analyzers.pixels import to_model_input
 from server.client import Client
 from server.convert import from_message, to_message
+from server.oip_contents import small_numbers
 from server.oip_messages import oip
 from tests.conftest import NAMES, SIZE, random_pictures, unsigned
 from tests.server.oip_server import oip_server
@@ -98,6 +99,11 @@ def test_typed_elements_are_read_as_raw_ones_are_and_answered_raw(
         for request in requests:
             response = oip.ModelInferResponse.FromString(call(request.SerializeToString(), timeout=10))
             assert list(response.raw_output_contents) == list(raw.raw_output_contents)
+
+
+def test_typed_bytes_are_read_over_their_whole_range() -> None:
+    numbers = [0, 1, 127, 128, 129, 254, 255, 255, 128, 1, 0] * 30
+    assert small_numbers(oip.InferTensorContents(uint_contents=numbers), "field").tolist() == numbers
 
 
 def test_only_wanted_outputs_come_and_in_the_order_asked_for(client: triton.InferenceServerClient) -> None:

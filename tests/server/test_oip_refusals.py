@@ -128,6 +128,10 @@ INVALID: dict[str, tuple[oip.ModelInferRequest, tuple[str, ...]]] = {
         asking(tensor((1, SIZE, SIZE, 3), "UINT8", contents=contents(uint_contents=[256] * 768)), raw=()),
         ("inputs[0].contents.uint_contents", "holds 256"),
     ),
+    "a byte far over 255 among bytes": (
+        asking(tensor((1, SIZE, SIZE, 3), "UINT8", contents=contents(uint_contents=[200] * 767 + [2**32 - 1])), raw=()),
+        ("inputs[0].contents.uint_contents", "holds 4294967295"),
+    ),
     "bytes of a picture too few": (
         asking(tensor((1, SIZE, SIZE, 3), "UINT8"), raw=(b"\0" * 767,)),
         ("raw_input_contents[0]", "767 bytes; 768"),
