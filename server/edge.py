@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -118,15 +118,16 @@ def unary(
 
 
 def streaming(
-    request_type: type[Request], method: Callable[[AsyncIterator[bytes]], AsyncIterator[Answer]], gate: Gate
+    request_type: type[Message], method: Callable[[AsyncIterator[bytes]], AsyncGenerator[Answer]], gate: Gate
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     """Wrap a method from a stream of serialised messages to a stream of messages."""
 
     async def handle(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         try:
             with gate.admit(0):
-                async for answer in method(gate.until_stopping(aiter(messages))):
-                    yield _bytes(answer)
+                async with aclosing(method(gate.until_stopping(aiter(messages)))) as answers:
+                    async for answer in answers:
+                        yield _bytes(answer)
         except Exception as error:
             await abort(context, _explained(error, request_type))
 

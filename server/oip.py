@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Stream:
     """
 
     request: type[Message]
-    answer: Callable[[AsyncIterable[bytes]], AsyncIterator[bytes]]
+    answer: Callable[[AsyncIterable[bytes]], AsyncGenerator[bytes]]
 
 
 class InferenceService:
@@ -187,7 +187,7 @@ class InferenceService:
         async with within(question.timeout_seconds):
             return await self._answer(request, question, model)
 
-    def model_stream_infer(self, requests: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    def model_stream_infer(self, requests: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
         """Answer serialised requests in their order; what one of them does wrong is said in its answer."""
         return answer_in_order(requests, self._answer_in_stream, STREAM_REQUESTS)
 

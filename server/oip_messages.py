@@ -10,7 +10,6 @@ from importlib.resources import files
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
@@ -18,35 +17,28 @@ from google.protobuf.message_factory import GetMessageClass
 if TYPE_CHECKING:
     from inference import open_inference_pb2 as oip
 
-__all__ = ["POOL", "SERVICE", "oip", "pool_with"]
+__all__ = ["FILE", "POOL", "SERVICE", "oip"]
 
 
-def pool_with(*others: FileDescriptor) -> DescriptorPool:
-    """Return a new pool of these messages and of other files with all they need, for reflection over both."""
+def _pool() -> DescriptorPool:
+    """Read what the build has written beside the stubs."""
     pool = DescriptorPool()
-    content = files("pellucid").joinpath("open_inference.binpb").read_bytes()  # the build writes it
+    content = files("pellucid").joinpath("open_inference.binpb").read_bytes()
     for file in FileDescriptorSet.FromString(content).file:
         pool.AddSerializedFile(file.SerializeToString())
-    for other in others:
-        _add(pool, other)
     return pool
 
 
-def _add(pool: DescriptorPool, file: FileDescriptor) -> None:
-    for needed in file.dependencies:
-        _add(pool, needed)
-    pool.AddSerializedFile(file.serialized_pb)
+POOL = _pool()
+"""For reflection."""
 
+FILE = POOL.FindFileByName("inference/open_inference.proto")
 
-POOL = pool_with()
-
-_FILE = POOL.FindFileByName("inference/open_inference.proto")
-
-SERVICE: str = _FILE.services_by_name["GRPCInferenceService"].full_name
+SERVICE: str = FILE.services_by_name["GRPCInferenceService"].full_name
 
 if not TYPE_CHECKING:
     oip = SimpleNamespace(
-        **{name: GetMessageClass(message) for name, message in _FILE.message_types_by_name.items()},
-        **{value.name: value.number for enum in _FILE.enum_types_by_name.values() for value in enum.values},
+        **{name: GetMessageClass(message) for name, message in FILE.message_types_by_name.items()},
+        **{value.name: value.number for enum in FILE.enum_types_by_name.values() for value in enum.values},
     )
     """The message classes and enum values, as a generated module would hold them."""

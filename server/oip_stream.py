@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from typing import Any
 
 
 async def answer_in_order(
     requests: AsyncIterable[bytes], answer: Callable[[bytes], Coroutine[Any, Any, bytes]], at_a_time: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield the answer to each request.
 
     A request is read once there is room for its answer, so a client that does not read is not read from either.

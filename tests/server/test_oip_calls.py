@@ -14,15 +14,15 @@ from tritonclient.utils import InferenceServerException
 from analyzers import __version__
 from analyzers.manifest import Manifest
 from server.oip_messages import oip
-from tests.conftest import NAMES, SIZE
-from tests.server.oip_server import oip_server
+from tests.conftest import NAMES, SIZE, running_server
 from tests.server.test_oip_infer import FLOATS, given, manifest_of
 
 
 @pytest.fixture(scope="module")
 def client(repository: Path) -> Iterator[triton.InferenceServerClient]:
+    options = ("--repository", str(repository), "--max-batch", "6", "--max-delay-ms", "1.5")
     with (
-        oip_server(repository, max_batch=6, max_delay_ms=1.5) as address,
+        running_server(*options) as (address, _),
         triton.InferenceServerClient(address) as opened,
     ):
         yield opened

@@ -5,21 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2
 
 from pellucid.v1 import explain_pb2
-from server.oip_messages import POOL, SERVICE, oip, pool_with
+from server.oip_messages import FILE as OURS
+from server.oip_messages import SERVICE, oip
 from tests.conftest import ROOT
 from tests.test_contract import kind
 
 SOURCE = ROOT / "proto" / "inference" / "open_inference.proto"
-OURS = POOL.FindFileByName("inference/open_inference.proto")
 ADDED = {"inference.ModelMetadataResponse.properties"}  # in the published protocol, not in that client's
 
 ROUND_TRIP = """
@@ -80,22 +79,14 @@ def test_every_element_is_explained() -> None:
             assert lines[number - 1].strip().startswith("//"), f"{SOURCE.name}:{number + 1} has no comment: {text}"
 
 
-def test_reflection_serves_both_protocols() -> None:
-    pool = pool_with(explain_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
-    server = grpc.server(ThreadPoolExecutor(1))
-    reflection.enable_server_reflection([SERVICE, "pellucid.v1.ExplainService"], server, pool=pool)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-            for file in (OURS, explain_pb2.DESCRIPTOR):
-                (service,) = file.services_by_name.values()
-                ask = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service.full_name)
-                (answer,) = stub.ServerReflectionInfo(iter([ask]), timeout=10)
-                assert answer.file_descriptor_response.file_descriptor_proto[0] == file.serialized_pb
-    finally:
-        server.stop(None).wait()
+def test_reflection_tells_of_both_protocols(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        for file in (OURS, explain_pb2.DESCRIPTOR):
+            (service,) = file.services_by_name.values()
+            ask = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service.full_name)
+            (answer,) = stub.ServerReflectionInfo(iter([ask]), timeout=10)
+            assert answer.file_descriptor_response.file_descriptor_proto[0] == file.serialized_pb
 
 
 def test_messages_are_built_like_those_of_a_generated_module() -> None:

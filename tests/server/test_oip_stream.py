@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import grpc
 import numpy as np
@@ -16,20 +15,13 @@ from tritonclient.grpc import service_pb2
 
 from server.oip_messages import SERVICE, oip
 from server.oip_stream import answer_in_order
-from tests.server.oip_server import oip_server
 from tests.server.test_oip_infer import FLOATS, PICTURES, encoded, given
 
 
-@pytest.fixture(scope="module")
-def target(repository: Path) -> Iterator[str]:
-    with oip_server(repository, max_images=8) as address:
-        yield address
-
-
-def streamed(target: str, requests: list[dict[str, object]]) -> list[tuple[triton.InferResult, str]]:
+def streamed(address: str, requests: list[dict[str, object]]) -> list[tuple[triton.InferResult, str]]:
     """Send requests over one stream and return results and errors as they come."""
     came: queue.Queue[tuple[object, object]] = queue.Queue()
-    with triton.InferenceServerClient(target) as client:
+    with triton.InferenceServerClient(address) as client:
         client.start_stream(lambda result, error: came.put((result, error)))
         for request in requests:
             client.async_stream_infer("tiny", **request)
@@ -38,8 +30,8 @@ def streamed(target: str, requests: list[dict[str, object]]) -> list[tuple[trito
     return [(result, "" if error is None else error.message()) for result, error in answers]
 
 
-def test_a_stream_answers_in_order_what_single_calls_answer(target: str) -> None:
-    with triton.InferenceServerClient(target) as client:
+def test_a_stream_answers_in_order_what_single_calls_answer(address: str) -> None:
+    with triton.InferenceServerClient(address) as client:
         alone = [client.infer("tiny", [given(FLOATS[row : row + 1])]).as_numpy("logits") for row in range(4)]
     requests = [
         {
@@ -49,24 +41,24 @@ def test_a_stream_answers_in_order_what_single_calls_answer(target: str) -> None
         for number in range(100)
         for row in [number % 4]
     ]
-    for number, (result, error) in enumerate(streamed(target, requests)):
+    for number, (result, error) in enumerate(streamed(address, requests)):
         assert not error
         assert result.get_response().id == str(number)
         assert np.array_equal(result.as_numpy("logits"), alone[number % 4])
 
 
-def test_a_request_that_does_not_fit_spoils_neither_the_stream_nor_its_neighbours(target: str) -> None:
+def test_a_request_that_does_not_fit_spoils_neither_the_stream_nor_its_neighbours(address: str) -> None:
     good, bad = {"inputs": [given(FLOATS)]}, {"inputs": [given(FLOATS + 7)]}
-    answers = streamed(target, [good, bad, good, {"inputs": [given(FLOATS)], "model_version": "9"}, good])
+    answers = streamed(address, [good, bad, good, {"inputs": [given(FLOATS)], "model_version": "9"}, good])
     errors = [error for _, error in answers]
     assert [bool(error) for error in errors] == [False, True, False, True, False]
     assert "ranges from 7" in errors[1]
     assert "no version '9'" in errors[3]
 
 
-def test_an_error_says_which_request_it_is_about(target: str) -> None:
+def test_an_error_says_which_request_it_is_about(address: str) -> None:
     requests = [oip.ModelInferRequest(model_name="lion", id="one"), oip.ModelInferRequest(model_name="tiny", id="two")]
-    with grpc.insecure_channel(target) as channel:
+    with grpc.insecure_channel(address) as channel:
         call = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
         data = [request.SerializeToString() for request in requests] + [b"\xff\xff\xff"]
         answers = [oip.ModelStreamInferResponse.FromString(one) for one in call(iter(data), timeout=10)]
@@ -76,9 +68,9 @@ def test_an_error_says_which_request_it_is_about(target: str) -> None:
     assert answers[2].error_message.startswith("request: is not a inference.ModelInferRequest")
 
 
-def test_the_answer_says_that_it_is_the_last_where_that_is_asked_for(target: str) -> None:
+def test_the_answer_says_that_it_is_the_last_where_that_is_asked_for(address: str) -> None:
     marked, plain = streamed(
-        target,
+        address,
         [{"inputs": [given(FLOATS)], "enable_empty_final_response": True}, {"inputs": [given(FLOATS)]}],
     )
     assert marked[0].get_response().parameters["triton_final_response"].bool_param
@@ -86,26 +78,26 @@ def test_the_answer_says_that_it_is_the_last_where_that_is_asked_for(target: str
     assert not plain[0].get_response().parameters
 
 
-def test_the_asyncio_client_streams_too(target: str) -> None:
+def test_the_asyncio_client_streams_too(address: str) -> None:
     async def requests() -> AsyncIterator[dict[str, object]]:
         for number in range(5):
             yield {"model_name": "tiny", "inputs": [given(FLOATS)], "request_id": str(number)}
 
     async def ask() -> list[str]:
-        async with triton_aio.InferenceServerClient(target) as client:
+        async with triton_aio.InferenceServerClient(address) as client:
             return [result.get_response().id async for result, _ in client.stream_infer(requests())]
 
     assert asyncio.run(ask()) == ["0", "1", "2", "3", "4"]
 
 
-def test_a_stream_that_the_client_leaves_ends_and_others_go_on(target: str) -> None:
+def test_a_stream_that_the_client_leaves_ends_and_others_go_on(address: str) -> None:
     request = service_pb2.ModelInferRequest(model_name="tiny").SerializeToString()
-    with grpc.insecure_channel(target) as channel:
+    with grpc.insecure_channel(address) as channel:
         for _ in range(20):
             call = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter([request] * 50), timeout=10)
             next(call)
             call.cancel()
-    assert not streamed(target, [{"inputs": [given(FLOATS)]}])[0][1]
+    assert not streamed(address, [{"inputs": [given(FLOATS)]}])[0][1]
 
 
 async def of(*requests: bytes, then: Exception | None = None) -> AsyncIterator[bytes]:
