@@ -27,6 +27,7 @@ from server.repository import Repository
 from server.request import Limits
 from server.servicer import Servicer
 from server.settings import Settings
+from server.vet import TrialLimits, Vetting
 from server.workers import Workers
 
 log = logging.getLogger("pellucid.server")
@@ -87,8 +88,15 @@ def open_repository(settings: Settings, workers: Workers) -> Repository:
         max_queue=settings.max_queue,
         instances=settings.instances or settings.workers,
     )
-    loader = partial(load_model, device=settings.device, threads=settings.threads, workers=workers, limits=limits)
-    return Repository.load(settings.repository, loader, device=settings.device)
+    loader = partial(
+        load_model,
+        device=settings.device,
+        threads=settings.threads,
+        workers=workers,
+        limits=limits,
+        vet=Vetting(TrialLimits(settings.vet_seconds, settings.vet_memory_bytes, settings.max_batch)),
+    )
+    return Repository.open(settings.repository, loader, versions=settings.versions)
 
 
 def make_server(settings: Settings) -> grpc.aio.Server:
