@@ -1,4 +1,4 @@
-"""Listing, loading and unloading models over the Open Inference Protocol; the repository itself is a fake."""
+"""Listing, loading and unloading models over the Open Inference Protocol: what is asked of a repository, and one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tritonclient.grpc as triton
 from google.protobuf.message import Message
+from tritonclient.utils import InferenceServerException
 
 from analyzers.errors import InvalidInputError, PellucidError
+from analyzers.files import write_atomically
 from server.errors import NotAllowedError, UnknownModelError, UnsupportedError
 from server.oip import InferenceService, Unary
 from server.oip_messages import oip
 from server.request import Limits
 from server.settings import Settings
+from tests.conftest import running_server
+from tests.server.test_oip_infer import FLOATS, given
 
 
 class Shelf:
@@ -111,3 +116,33 @@ def test_clients_may_neither_load_nor_unload_unless_the_server_allows_it(method:
 def test_the_extension_is_announced_where_it_works() -> None:
     told = ask(Shelf(), "ServerMetadata", oip.ServerMetadataRequest())
     assert "model_repository" in told.extensions
+
+
+def test_a_model_goes_and_comes_back_over_the_wire(tmp_path: Path, tiny_model: bytes) -> None:
+    write_atomically(tmp_path / "tiny" / "1" / "model.onnx", tiny_model)
+    write_atomically(tmp_path / "torn" / "1" / "model.onnx", tiny_model[:5000])
+    with (
+        running_server("--repository", str(tmp_path), "--model-control", "true", "--log-level", "error") as (
+            address,
+            _,
+        ),
+        triton.InferenceServerClient(address) as client,
+    ):
+
+        def listed() -> dict[str, tuple[str, bool]]:
+            return {one.name: (one.state, bool(one.reason)) for one in client.get_model_repository_index().models}
+
+        assert listed() == {"tiny": ("READY", False), "torn": ("UNAVAILABLE", True)}
+        client.unload_model("tiny")
+        assert not client.is_model_ready("tiny")
+        assert listed()["tiny"][0] == "UNAVAILABLE"
+        client.load_model("tiny")
+        assert client.infer("tiny", [given(FLOATS)]).as_numpy("logits").shape == (4, 3)
+        assert listed()["tiny"] == ("READY", False)
+        for name, status in (("lion", "NOT_FOUND"), ("../tiny", "NOT_FOUND"), ("torn", "FAILED_PRECONDITION")):
+            with pytest.raises(InferenceServerException) as caught:
+                client.load_model(name)
+            assert caught.value.status() == f"StatusCode.{status}"
+            assert str(tmp_path) not in caught.value.message()
+        with pytest.raises(InferenceServerException, match="models come from the repository"):
+            client.load_model("tiny", config="{}", files={"file:1/model.onnx": tiny_model})
