@@ -122,7 +122,7 @@ def test_a_model_goes_and_comes_back_over_the_wire(tmp_path: Path, tiny_model: b
     write_atomically(tmp_path / "tiny" / "1" / "model.onnx", tiny_model)
     write_atomically(tmp_path / "torn" / "1" / "model.onnx", tiny_model[:5000])
     with (
-        running_server("--repository", str(tmp_path), "--model-control", "true", "--log-level", "error") as (
+        running_server("--repository", str(tmp_path), "--model-control", "--log-level", "error") as (
             address,
             _,
         ),
