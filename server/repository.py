@@ -21,6 +21,7 @@ from analyzers.runtime import RuntimeNotReadyError
 from server.entry import Entry, Table, absent, find, refusal
 from server.errors import RefusedModelError, clip
 from server.layout import FILE, Found, Signature, is_safe, names_on_disk, strange_names, versions_on_disk, within
+from server.memory import give_back_memory
 from server.model import ExplainedModel
 
 log = logging.getLogger("pellucid.repository")
@@ -68,6 +69,7 @@ class Repository:
         self._table: Table = {}
         self._shelves: dict[str, _Shelf] = {}
         self._leaving: list[tuple[Entry, weakref.ref[object]]] = []
+        self._changed = False  # whether a model has come or gone since memory was last given back
         self._lock = threading.Lock()  # for the moment in which any of these is exchanged
 
     @classmethod
@@ -85,6 +87,7 @@ class Repository:
         repository = cls(root, loader, versions)
         with ThreadPoolExecutor(LOADERS, "load") as threads:
             list(threads.map(repository._open_name, names_on_disk(root)))
+        repository._tidy()
         if not repository.entries:
             log.warning("no models below %s; expected NAME/VERSION/%s with a number for VERSION", root, FILE)
         return repository
@@ -107,8 +110,8 @@ class Repository:
     def index(self) -> list[Entry]:
         """Return every version on disk, loaded or on its way out, sorted by name and version; looks at the disk."""
         found = {(entry.name, entry.version): entry for entry in self._on_disk()}
+        self._tidy()
         with self._lock:
-            self._leaving = [(entry, model) for entry, model in self._leaving if model() is not None]
             leaving = {(entry.name, entry.version): entry for entry, _ in self._leaving}
         loaded = {(entry.name, entry.version): entry for entry in self.entries}
         gone = {key: entry for key, entry in leaving.items() if key not in loaded or loaded[key].model is None}
@@ -129,6 +132,7 @@ class Repository:
             shelf.closed = False
             shelf.tried.clear()
             refused = self._refresh(name, shelf)
+        self._tidy()
         if not self._table.get(name):
             raise absent(self._table, name, "")
         if refused:
@@ -149,6 +153,8 @@ class Repository:
             shelf.tried.clear()
             gone = Entry(name, "", None, "was unloaded; load it to have it back", "UNAVAILABLE")
             self._publish(name, [replace(gone, version=entry.version) for entry in known])
+            del known
+        self._tidy()
         log.info("%s unloaded", name)
 
     def poll(self) -> None:
@@ -173,6 +179,7 @@ class Repository:
                 log.exception("%s could not be looked at", name)
             finally:
                 shelf.lock.release()
+        self._tidy()
 
     def _open_name(self, name: str) -> None:
         shelf = self._shelf(name)
@@ -267,12 +274,23 @@ class Repository:
         ordered = tuple(sorted(entries, key=lambda entry: int(entry.version)))
         kept = {id(entry.model) for entry in ordered}
         with self._lock:
-            for entry in self._table.get(name, ()):
+            before = self._table.get(name, ())
+            self._changed |= {id(entry.model) for entry in before} != kept
+            for entry in before:
                 if entry.model is not None and id(entry.model) not in kept:
                     leaving = Entry(name, entry.version, None, "answers what it has begun", "UNLOADING")
                     self._leaving.append((leaving, weakref.ref(entry.model.batcher)))
             table = {key: value for key, value in self._table.items() if key != name}
             self._table = table | {name: ordered} if ordered else table
+
+    def _tidy(self) -> None:
+        """Forget models whose last request is done, and give their memory back; milliseconds, without any lock."""
+        with self._lock:
+            still = [(entry, model) for entry, model in self._leaving if model() is not None]
+            worth = self._changed or len(still) < len(self._leaving)
+            self._leaving, self._changed = still, False
+        if worth:
+            give_back_memory()
 
 
 def _sentence(error: Exception) -> str:

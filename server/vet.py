@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from analyzers.errors import ModelError
 
 log = logging.getLogger("pellucid.repository")
 
-MODULE = "server.trial"
+PROGRAM = (sys.executable, "-P", "-m", "server.trial")
 MAX_REPORT_BYTES = 4096
 
 
@@ -58,10 +58,15 @@ class Vetting:
         self._passed.add(digest)
 
 
-def vet(data: bytes, limits: TrialLimits) -> None:
+def vet(data: bytes, limits: TrialLimits, program: Sequence[str] = PROGRAM) -> None:
     """Try a file's content out in a child process that has little to lose.
 
     The child gets the bytes, not the path, so that what was tried is what is loaded.
+
+    Args:
+        data: the file's content.
+        limits: what it may take.
+        program: the child's command; it gets the limits as arguments and the content on stdin.
 
     Raises:
         ModelError: it took too long or too much memory, crashed, or is not an explained model that works.
@@ -69,7 +74,7 @@ def vet(data: bytes, limits: TrialLimits) -> None:
     started = time.monotonic()
     with _content(data) as stdin, _empty_folder() as folder:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", MODULE, *map(str, _arguments(limits))],
+            [*program, str(limits.seconds), str(limits.memory_bytes), str(limits.max_batch)],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -98,10 +103,6 @@ def _report(child: subprocess.Popen[bytes]) -> bytes:
         return os.read(child.stdout.fileno(), MAX_REPORT_BYTES)
     except BlockingIOError:
         return b""
-
-
-def _arguments(limits: TrialLimits) -> tuple[float, int, int]:
-    return limits.seconds, limits.memory_bytes, limits.max_batch
 
 
 def _read(code: int, report: bytes, limits: TrialLimits) -> int:
