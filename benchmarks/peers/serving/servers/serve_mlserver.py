@@ -1,0 +1,55 @@
+"""MLServer with a custom runtime, as its documentation shows one: adaptive batching, two workers.
+
+Arguments: model file, its name, port.
+"""
+
+import asyncio
+import sys
+
+from mlserver import MLModel, MLServer, ModelSettings, Settings
+from mlserver.codecs import NumpyCodec
+from mlserver.settings import ModelParameters
+from mlserver.types import InferenceRequest, InferenceResponse
+from plain_session import MAX_BATCH, Model
+
+
+class Runtime(MLModel):
+    """ONNX Runtime behind MLServer."""
+
+    async def load(self) -> bool:
+        """Load the file of the model's settings."""
+        self.model = Model(self.settings.parameters.uri)
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """Run a batch."""
+        outputs = self.model.run(NumpyCodec.decode_input(payload.inputs[0]))
+        return InferenceResponse(
+            model_name=self.name,
+            outputs=[NumpyCodec.encode_output(name, value) for name, value in outputs.items()],
+        )
+
+
+def main(file: str, name: str, port: int) -> None:
+    """Serve until told to stop."""
+    settings = Settings(
+        host="127.0.0.1",
+        grpc_port=port,
+        http_port=port + 1,
+        metrics_endpoint=None,
+        parallel_workers=2,
+        debug=False,
+        grpc_max_message_length=64 << 20,
+    )
+    model = ModelSettings(
+        name=name,
+        implementation="serve_mlserver.Runtime",
+        max_batch_size=MAX_BATCH,
+        max_batch_time=0.002,
+        parameters=ModelParameters(uri=file),
+    )
+    asyncio.run(MLServer(settings).start([model]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
