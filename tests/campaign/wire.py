@@ -102,6 +102,8 @@ def offences(reply: Reply, *, explained: bool = True) -> list[str]:
 
 
 def _unexplained(reply: Reply) -> list[str]:
+    if not reply.details:
+        return ["has no details"]
     try:
         status = status_pb2.Status.FromString(reply.details)
     except DecodeError:
