@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -42,8 +43,8 @@ def slowed(products: int, size: int = 512) -> bytes:
         helper.make_node("ReduceMean", [image], ["slow.mean"], keepdims=0),
         helper.make_node("Add", ["slow.matrix", "slow.mean"], ["slow.0"]),
     ]
-    for number in range(products):
-        nodes.append(helper.make_node("MatMul", [f"slow.{number}", "slow.matrix"], [f"slow.{number + 1}"]))
+    names = [f"slow.{number}" for number in range(products + 1)]
+    nodes += [helper.make_node("MatMul", [a, "slow.matrix"], [b]) for a, b in itertools.pairwise(names)]
     nodes += [
         helper.make_node("ReduceMean", [f"slow.{products}"], ["slow.end"], keepdims=0),
         helper.make_node("Mul", ["slow.end", "slow.zero"], ["slow.nothing"]),
@@ -81,6 +82,6 @@ def heavy(layers: int = 15) -> bytes:
         scale = np.sqrt(2 / np.prod(shape[1:]))  # keeps the size of activations, layer after layer
         model.graph.initializer.append(numpy_helper.from_array((random.normal(size=shape) * scale).astype("f4"), name))
     plain = read_plain(model.SerializeToString(), names=NAMES)
-    images = random.random((6, 3, HEAVY_SIZE, HEAVY_SIZE)).astype(np.float32)
-    selection = fit(plain, [(images, np.arange(6) % len(NAMES))], k1=3, k2=3).selection
+    images = random.random((12, 3, HEAVY_SIZE, HEAVY_SIZE)).astype(np.float32)
+    selection = fit(plain, [(images, np.arange(12) % len(NAMES))], k1=3, k2=3).selection
     return attach(plain, selection, layer=Layer()).SerializeToString(deterministic=True)
