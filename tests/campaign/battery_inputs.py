@@ -140,7 +140,7 @@ TENSORS = (
 
 BUFFERS = (
     inferred("two buffers for one input", infer(FP32, raw=(RAW, RAW)), INVALID, "raw_input_contents"),
-    inferred("no values at all", infer(FP32), INVALID, "3072"),
+    inferred("no values at all", infer(FP32), INVALID, "raw_input_contents"),
     inferred("a byte too few", infer(FP32, raw=(RAW[:-1],)), INVALID, "3071"),
     inferred("a byte too many", infer(FP32, raw=(RAW + b"1",)), INVALID, "3073"),
     inferred("an empty buffer", infer(FP32, raw=(b"",)), INVALID, "raw_input_contents"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from tests.conftest import ROOT
 
 MIB = 2**20
 START_SECONDS = 120
+# The first line behind a traceback that is not indented says what was raised.
+RAISED = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(\S.*)")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,7 +61,8 @@ class Served:
     def faults(self) -> list[str]:
         """Return what the log and the process say that a healthy server does not."""
         text = self.log.read_text(errors="replace")
-        found = [f"the log has {text.count('Traceback')} tracebacks"] if "Traceback" in text else []
+        raised = Counter(one[:160] for one in RAISED.findall(text))
+        found = [f"the log has {number} tracebacks of {error}" for error, number in raised.items()]
         code = self.process.poll()
         return found if code in (None, 0) else [*found, f"the server exited with {code}"]
 
