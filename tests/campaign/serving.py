@@ -61,7 +61,7 @@ class Served:
     def faults(self) -> list[str]:
         """Return what the log and the process say that a healthy server does not."""
         text = self.log.read_text(errors="replace")
-        raised = Counter(one[:160] for one in RAISED.findall(text))
+        raised = Counter(re.split(r"[\[(<]", one)[0][:120] for one in RAISED.findall(text))
         found = [f"the log has {number} tracebacks of {error}" for error, number in raised.items()]
         code = self.process.poll()
         return found if code in (None, 0) else [*found, f"the server exited with {code}"]
