@@ -23,6 +23,7 @@ from tests.campaign.outcome import Outcome, outcome
 from tests.campaign.serving import Served, served
 from tests.campaign.wire import EXPLAIN, HEALTH, OIP, OPTIONS, Reply, aio_channel, ask, ask_aio, failed
 
+MAX_IDLE_SECONDS = 5.0  # from the last answer, or the closing of the port, to the exit
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 UNARY = (
     (EXPLAIN + "Explain", requests.explain().SerializeToString()),
@@ -37,10 +38,17 @@ class Flight:
     Attributes:
         expected: how many answers there must be in the end.
         codes: what the answers were.
+        last: when the last of them came, in seconds of time.monotonic.
     """
 
     expected: int = 0
     codes: Counter[str] = field(default_factory=Counter)
+    last: float = 0.0
+
+    def came(self, code: str) -> None:
+        """Count one answer."""
+        self.codes[code] += 1
+        self.last = time.monotonic()
 
     def in_flight(self) -> int:
         """Return how many are not answered yet."""
@@ -49,7 +57,7 @@ class Flight:
 
 async def _unary(channel: grpc.aio.Channel, number: int, flight: Flight) -> None:
     method, data = UNARY[number % len(UNARY)]
-    flight.codes[(await ask_aio(channel, method, data, 120)).code.name] += 1
+    flight.came((await ask_aio(channel, method, data, 120)).code.name)
 
 
 async def _stream(channel: grpc.aio.Channel, count: int, flight: Flight) -> None:
@@ -64,7 +72,7 @@ async def _stream(channel: grpc.aio.Channel, count: int, flight: Flight) -> None
         async for data in channel.stream_stream(STREAM)(messages(), timeout=120):
             answer = oip.ModelStreamInferResponse.FromString(data)
             right = not answer.error_message and answer.infer_response.id == str(came)
-            flight.codes["OK" if right else f"ERROR {answer.error_message[:40]}"] += 1
+            flight.came("OK" if right else f"ERROR {answer.error_message[:40]}")
             came += 1
     except grpc.aio.AioRpcError as error:
         flight.codes[error.code().name] += count - came
@@ -138,16 +146,17 @@ def _late(address: str) -> Reply:
             return failed(error)
 
 
-def drain(count: int = 1000, products: int = 8) -> Outcome:
+def drain(count: int = 1000, products: int = 8, grace_seconds: float = 60) -> Outcome:
     """Send SIGTERM while `count` calls and more are in flight, half of them on streams.
 
     Args:
         count: calls in flight.
         products: how slow the model is; each takes about 1.2 ms.
+        grace_seconds: how long the server may take for them.
     """
     streams = 10
     sent = count + count // 5  # some are answered before the signal
-    options = ("--max-queue=8192", "--max-requests=8192", "--grace-seconds=60", "--max-batch=1", "--log-level=info")
+    options = ("--max-queue=8192", "--max-requests=8192", f"--grace-seconds={grace_seconds}", "--max-batch=1", "--log-level=info")
     flight = Flight()
     with served({"tiny": slowed(products)}, *options) as server, watching(server.address) as seen:
         flying = threading.Thread(
@@ -163,6 +172,8 @@ def drain(count: int = 1000, products: int = 8) -> Outcome:
         ended = time.monotonic()
         problems = server.faults()
     problems += [f"{number} calls ended {code}" for code, number in flight.codes.items() if code != "OK" and number]
+    idle = ended - max(flight.last, seen.closed)
+    problems += [f"it went on for {idle:.1f} s after the last answer"] if idle > MAX_IDLE_SECONDS else []
     problems += [f"the exit code is {code}"] if code else []
     problems += [] if in_flight >= count else [f"only {in_flight} calls were in flight"]
     problems += [] if 0 < seen.not_serving < seen.closed else ["health did not turn NOT_SERVING before the port closed"]
@@ -173,6 +184,7 @@ def drain(count: int = 1000, products: int = 8) -> Outcome:
         {
             "NOT_SERVING_ms": 1000 * (seen.not_serving - asked),
             "port_closed_ms": 1000 * (seen.closed - asked),
+            "last_answer_s": flight.last - asked,
             "exit_s": ended - asked,
         },
         "every call in flight answered OK, exit code 0, NOT_SERVING first, late calls UNAVAILABLE",

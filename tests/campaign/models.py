@@ -23,6 +23,13 @@ def tiny(seed: int = 0) -> bytes:
     return explain_tiny(seed)[2].SerializeToString(deterministic=True)
 
 
+def numbered(model: bytes, number: int) -> bytes:
+    """Return another file of the same model: the same answers, other bytes."""
+    copy = onnx.load_from_string(model)
+    helper.set_model_props(copy, {one.key: one.value for one in copy.metadata_props} | {"campaign": str(number)})
+    return copy.SerializeToString(deterministic=True)
+
+
 @cache
 def slowed(products: int, size: int = 512) -> bytes:
     """Return the tiny explained model with as many products of size x size matrices before its first layer.
