@@ -54,7 +54,8 @@ def scenarios(scale: float, minutes: float, seed: int) -> dict[str, Callable[[],
 
 def machine() -> str:
     """Return on what this ran."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, server and clients together."
+    cores, python = os.cpu_count(), platform.python_version()
+    return f"{cores} cores, {platform.machine()}, Python {python}, server and clients together."
 
 
 def attempt(name: str, scenario: Callable[[], Outcome]) -> Outcome:

@@ -48,7 +48,7 @@ def bench() -> Iterator[Bench]:
     good = explain_tiny()[2].SerializeToString(deterministic=True)
     models = {"tiny": good, "damaged": good.replace(b"Conv", b"Co\xffv"), "spare": good}
     strict = ("--max-request-bytes", "100000", "--max-images", "8")
-    with served(models, "--model-control=true") as one, served(models, *strict) as other:
+    with served(models, "--model-control") as one, served(models, *strict) as other:
         servers = {"open": one, "strict": other}
         channels = {name: grpc.insecure_channel(server.address, OPTIONS) for name, server in servers.items()}
         try:

@@ -156,7 +156,13 @@ def drain(count: int = 1000, products: int = 8, grace_seconds: float = 60) -> Ou
     """
     streams = 10
     sent = count + count // 5  # some are answered before the signal
-    options = ("--max-queue=8192", "--max-requests=8192", f"--grace-seconds={grace_seconds}", "--max-batch=1", "--log-level=info")
+    options = (
+        "--max-queue=8192",
+        "--max-requests=8192",
+        f"--grace-seconds={grace_seconds}",
+        "--max-batch=1",
+        "--log-level=info",
+    )
     flight = Flight()
     with served({"tiny": slowed(products)}, *options) as server, watching(server.address) as seen:
         flying = threading.Thread(

@@ -153,7 +153,7 @@ def fuzz(count: int = 100_000, seed: int = 20_250, clients: int = 16, first: int
         first: number of the first message, to send one of them again.
     """
     good = explain_tiny()[2].SerializeToString(deterministic=True)
-    with served({"tiny": good, "spare": good}, "--model-control=true") as server:
+    with served({"tiny": good, "spare": good}, "--model-control") as server:
         before = asyncio.run(_valid(server.address))
         asyncio.run(_send_all(server.address, range(min(count, 500)), seed + 1, clients))  # warms the allocator
         start = settle(server)

@@ -110,7 +110,7 @@ def _wait(seen: Callable[[], bool]) -> bool:
 def reloads(count: int = 100, how: How = "load") -> Outcome:
     """Reload a model `count` times under load, noticed by polling or asked for by RepositoryModelLoad."""
     expected = answers(tiny(0)) | answers(tiny(1))
-    options = ("--poll-seconds=0.2",) if how == "polling" else ("--model-control=true",)
+    options = ("--poll-seconds=0.2",) if how == "polling" else ("--model-control",)
 
     def check(reply: Reply) -> str:
         if not reply.ok:

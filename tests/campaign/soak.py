@@ -125,7 +125,7 @@ def _mixed(server: Served, seconds: float, seen: Nuisance) -> Load:
 def soak(minutes: float = 20.0) -> Outcome:
     """Mix explanations, inference, streams, errors, cancels and reloads for so many minutes."""
     models = {"tiny": tiny(), "changing": tiny(1), "spare": tiny()}
-    with served(models, "--model-control=true") as server:
+    with served(models, "--model-control") as server:
         warm_up = Nuisance()
         problems = list(_mixed(server, min(60.0, 10 + 6 * minutes), warm_up).problems)
         before, seen = settle(server), Nuisance()
