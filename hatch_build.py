@@ -9,17 +9,28 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def write_stubs(root: Path) -> None:
-    """Compile every `.proto` below `root/proto` to `_pb2.py`, `_pb2.pyi` and `_pb2_grpc.py`."""
+    """Compile `pellucid.v1` to modules, and the Open Inference Protocol to a descriptor set and its types.
+
+    The latter gets no module: other packages generate code of the same names, and one process can hold one of them.
+    Its descriptor set lies in the package `pellucid`, which wheels have and nobody else does.
+    """
+    proto = root / "proto"
+    own = sorted((proto / "pellucid").rglob("*.proto"))
+    _compile(proto, [f"--{kind}_out={proto}" for kind in ("python", "pyi", "grpc_python")], own)
+    shared = proto / "inference" / "open_inference.proto"
+    descriptors = proto / "pellucid" / "open_inference.binpb"
+    _compile(proto, [f"--descriptor_set_out={descriptors}", f"--pyi_out={proto}"], [shared])
+
+
+def _compile(proto: Path, outputs: list[str], sources: list[Path]) -> None:
     from importlib.resources import files
 
     from grpc_tools import protoc
 
-    proto = root / "proto"
-    sources = sorted(str(path) for path in proto.rglob("*.proto"))
     well_known = str(files("grpc_tools") / "_proto")
-    outputs = [f"--{kind}_out={proto}" for kind in ("python", "pyi", "grpc_python")]
-    if protoc.main(["protoc", f"-I{proto}", f"-I{well_known}", *outputs, *sources]):
-        raise RuntimeError(f"protoc refused one of {', '.join(sources)}; its message stands above")
+    names = [str(source) for source in sources]
+    if protoc.main(["protoc", f"-I{proto}", f"-I{well_known}", *outputs, *names]):
+        raise RuntimeError(f"protoc refused one of {', '.join(names)}; its message stands above")
 
 
 class StubsHook(BuildHookInterface):  # type: ignore[type-arg]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from analyzers.explanation import Box
 from analyzers.manifest import Grid
+
+_Along = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +41,27 @@ class Place:
 
 def locate(grid: Grid, index: int, frame: Frame) -> Place:
     """Return where the cell with row-major `index` lies in the picture."""
-    row, column = divmod(index, grid.cells[1])
-    vertical = _along(
-        grid.cells[0], grid.offset[0], grid.stride[0], grid.receptive_field[0], frame.scale_y, frame.height
-    )
-    horizontal = _along(
-        grid.cells[1], grid.offset[1], grid.stride[1], grid.receptive_field[1], frame.scale_x, frame.width
-    )
-    y, top, bottom, field_top, field_bottom = vertical[row]
-    x, left, right, field_left, field_right = horizontal[column]
-    return Place(x, y, Box(left, top, right, bottom), Box(field_left, field_top, field_right, field_bottom))
+    return places(grid, frame)[index]
+
+
+def places(grid: Grid, frame: Frame) -> Mapping[int, Place]:
+    """Return where each cell lies in the picture, by row-major number; each is made when it is asked for."""
+    return _places(grid.cells, grid.offset, grid.stride, grid.receptive_field, frame)
+
+
+class _Places(dict[int, Place]):
+    """The places of one grid in pictures of one size."""
+
+    def __init__(self, columns: int, vertical: list[_Along], horizontal: list[_Along]) -> None:
+        super().__init__()
+        self._columns, self._vertical, self._horizontal = columns, vertical, horizontal
+
+    def __missing__(self, index: int) -> Place:
+        row, column = divmod(index, self._columns)
+        y, top, bottom, field_top, field_bottom = self._vertical[row]
+        x, left, right, field_left, field_right = self._horizontal[column]
+        self[index] = Place(x, y, Box(left, top, right, bottom), Box(field_left, field_top, field_right, field_bottom))
+        return self[index]
 
 
 def area(grid: Grid, frame: Frame) -> Box:
@@ -59,17 +73,25 @@ def area(grid: Grid, frame: Frame) -> Box:
     return Box(left * frame.scale_x, top * frame.scale_y, right * frame.scale_x, bottom * frame.scale_y)
 
 
-@lru_cache(maxsize=256)  # an answer asks for dozens of places on the same two axes
-def _along(
-    cells: int, offset: float, stride: float, field: float, scale: float, size: int
-) -> tuple[tuple[float, ...], ...]:
+@lru_cache(maxsize=64)  # every answer asks for dozens of places in pictures of the same few sizes
+def _places(
+    cells: tuple[int, int],
+    offset: tuple[float, float],
+    stride: tuple[float, float],
+    field: tuple[float, float],
+    frame: Frame,
+) -> _Places:
+    vertical = _along(cells[0], offset[0], stride[0], field[0], frame.scale_y, frame.height)
+    horizontal = _along(cells[1], offset[1], stride[1], field[1], frame.scale_x, frame.width)
+    return _Places(cells[1], vertical, horizontal)
+
+
+def _along(cells: int, offset: float, stride: float, field: float, scale: float, size: int) -> list[_Along]:
     """Return, for each cell along one axis, its centre, its edges and its receptive field's, clipped to the picture."""
 
     def clip(place: float) -> float:
         return min(max(place * scale, 0.0), float(size))
 
     centres = [offset + cell * stride for cell in range(cells)]
-    return tuple(
-        tuple(map(clip, (centre, centre - stride / 2, centre + stride / 2, centre - field / 2, centre + field / 2)))
-        for centre in centres
-    )
+    halves = (0.0, -stride / 2, stride / 2, -field / 2, field / 2)
+    return [tuple(clip(centre + half) for half in halves) for centre in centres]

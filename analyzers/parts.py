@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers import explanation, manifest
-from analyzers.geometry import Frame, locate
+from analyzers.geometry import Frame, places
 from analyzers.manifest import Peak
 
 # ArgMax, not TopK: both take the first index on ties in every runtime (TopK does not).
@@ -114,7 +114,8 @@ class Fired(Mapping[int, explanation.Part]):
     ) -> None:
         fired = np.flatnonzero(score > 0)
         self._order: list[int] = fired[np.argsort(-score[fired], kind="stable")].tolist()
-        self._section, self._classes, self._frame = section, classes, frame
+        self._classes, self._learned_for = classes, section.learned_for
+        self._places = places(section.grid, frame)
         self._score, self._cell = score.tolist(), cell.tolist()
         self._made: dict[int, explanation.Part] = {}  # several ledgers name the same one
 
@@ -123,8 +124,7 @@ class Fired(Mapping[int, explanation.Part]):
             return made
         if not (0 <= number < len(self._score) and self._score[number] > 0):
             raise KeyError(number)
-        section = self._section
-        place = locate(section.grid, self._cell[number], self._frame)
+        place = self._places[self._cell[number]]
         self._made[number] = explanation.Part(
             filter=number,
             score=self._score[number],
@@ -132,7 +132,7 @@ class Fired(Mapping[int, explanation.Part]):
             y=place.y,
             cell=place.cell,
             receptive_field=place.receptive_field,
-            learned_for="" if section.learned_for is None else self._classes[section.learned_for[number]],
+            learned_for="" if self._learned_for is None else self._classes[self._learned_for[number]],
         )
         return self._made[number]
 

@@ -11,22 +11,29 @@ from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from pellucid.v1 import explain_pb2 as pb
 from server.batcher import BatchLimits
-from server.edge import Gate, GateLimits, unary
+from server.edge import Gate, GateLimits, streaming, unary
 from server.load import load_model
+from server.oip import InferenceService, Unary
+from server.oip_messages import FILE as OPEN_INFERENCE_FILE
+from server.oip_messages import SERVICE as OPEN_INFERENCE
 from server.repository import Repository
 from server.request import Limits
 from server.servicer import Servicer
 from server.settings import Settings
+from server.vet import TrialLimits, Vetting
 from server.workers import Workers
 
 log = logging.getLogger("pellucid.server")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExplainService"].full_name
+SERVICES = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
 
 
 def add_service(server: grpc.aio.Server, servicer: Servicer, gate: Gate) -> None:
@@ -38,6 +45,34 @@ def add_service(server: grpc.aio.Server, servicer: Servicer, gate: Gate) -> None
         "GetModel": unary(pb.GetModelRequest, servicer.get_model, gate),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def add_open_inference(server: grpc.aio.Server, service: InferenceService, gate: Gate) -> None:
+    """Register `inference.GRPCInferenceService`."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        name: unary(method.request, method.answer, gate)
+        if isinstance(method, Unary)
+        else streaming(method.request, method.answer, gate)
+        for name, method in service.methods().items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OPEN_INFERENCE, handlers),))
+
+
+def add_reflection(server: grpc.aio.Server) -> None:
+    """Register reflection of every service, from one pool that holds them all."""
+    pool = DescriptorPool()
+    added: set[str] = set()
+
+    def add(file: FileDescriptor) -> None:
+        if file.name not in added:
+            added.add(file.name)
+            for needed in file.dependencies:
+                add(needed)
+            pool.AddSerializedFile(file.serialized_pb)
+
+    for file in (pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR, OPEN_INFERENCE_FILE):
+        add(file)
+    reflection.enable_server_reflection(SERVICES, server, pool)
 
 
 def open_repository(settings: Settings, workers: Workers) -> Repository:
@@ -53,8 +88,15 @@ def open_repository(settings: Settings, workers: Workers) -> Repository:
         max_queue=settings.max_queue,
         instances=settings.instances or settings.workers,
     )
-    loader = partial(load_model, device=settings.device, threads=settings.threads, workers=workers, limits=limits)
-    return Repository.load(settings.repository, loader, device=settings.device)
+    loader = partial(
+        load_model,
+        device=settings.device,
+        threads=settings.threads,
+        workers=workers,
+        limits=limits,
+        vet=Vetting(TrialLimits(settings.vet_seconds, settings.vet_memory_bytes, settings.max_batch)),
+    )
+    return Repository.open(settings.repository, loader, versions=settings.versions)
 
 
 def make_server(settings: Settings) -> grpc.aio.Server:
@@ -95,26 +137,40 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         )
     )
     server = make_server(settings)
-    add_service(server, Servicer(repository, Limits(settings.max_images, settings.max_pixels), decoders), gate)
+    limits = Limits(settings.max_images, settings.max_pixels)
+    inference = InferenceService(repository, limits, settings, decoders, admit=gate.admit)
+    add_service(server, Servicer(repository, limits, decoders), gate)
+    add_open_inference(server, inference, gate)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    add_reflection(server)
     address = f"{settings.host}:{settings.port}"
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
         raise OSError(f"cannot listen on {address}; the port is taken or the address is not this machine's") from None
     await server.start()
-    for name in ("", SERVICE):
+    for name in ("", SERVICE, OPEN_INFERENCE):
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listening(f"{settings.host}:{port}")
+    polling = asyncio.create_task(_poll(repository, settings.poll_seconds)) if settings.poll_seconds else None
     await stop.wait()
+    if polling is not None:
+        polling.cancel()
+    inference.ready = False
     await _drain(settings, server, healthy, gate)
     workers.stop()
     decoders.shutdown(cancel_futures=True)
+
+
+async def _poll(repository: Repository, seconds: float) -> None:
+    """Look for changed models again and again."""
+    while True:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(repository.poll)
 
 
 async def _drain(settings: Settings, server: grpc.aio.Server, healthy: health.aio.HealthServicer, gate: Gate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -135,6 +136,7 @@ def _node_message(node: values.Node) -> pb.Node:
     )
 
 
+@lru_cache(maxsize=4096)  # most boxes are cells of the same few grids
 def _box_message(box: values.Box) -> pb.Box:
     return pb.Box(left=box.left, top=box.top, right=box.right, bottom=box.bottom)
 

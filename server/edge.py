@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,21 +82,26 @@ class Gate:
             StoppingError: the server stops, and everything that came has been yielded.
         """
         stopping = asyncio.ensure_future(self.stopping.wait())
+        message: asyncio.Task[bytes | None] | None = None
         try:
             while True:
-                message = asyncio.ensure_future(anext(messages))
+                message = asyncio.create_task(_next(messages))
                 await asyncio.wait({message, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not message.done():
                     await asyncio.wait({message}, timeout=self.limits.quiet_seconds)
                 if not message.done():
-                    message.cancel()
                     raise StoppingError("the server is stopping; what it received is answered, send the rest again")
-                try:
-                    yield message.result()
-                except StopAsyncIteration:
+                if (data := message.result()) is None:
                     return
+                yield data
         finally:
             stopping.cancel()
+            if message is not None:
+                message.cancel()
+
+
+async def _next(messages: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(messages, None)
 
 
 def unary(
@@ -118,15 +123,16 @@ def unary(
 
 
 def streaming(
-    request_type: type[Request], method: Callable[[AsyncIterator[bytes]], AsyncIterator[Answer]], gate: Gate
+    request_type: type[Message], method: Callable[[AsyncIterator[bytes]], AsyncGenerator[Answer]], gate: Gate
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     """Wrap a method from a stream of serialised messages to a stream of messages."""
 
     async def handle(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         try:
             with gate.admit(0):
-                async for answer in method(gate.until_stopping(aiter(messages))):
-                    yield _bytes(answer)
+                async with aclosing(method(gate.until_stopping(aiter(messages)))) as answers:
+                    async for answer in answers:
+                        yield _bytes(answer)
         except Exception as error:
             await abort(context, _explained(error, request_type))
 

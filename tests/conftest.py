@@ -162,7 +162,7 @@ def running_server(
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=os.environ | (environment or {}),
+        env=os.environ | {"PELLUCID_LAME_DUCK_SECONDS": "0"} | (environment or {}),
     )
     try:
         line = process.stdout.readline()
