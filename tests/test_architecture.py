@@ -49,6 +49,7 @@ CLIENT = (
     "client_progress",
     "client_retry",
     "command",
+    "picture_files",
     "convert",
     "answer_file",
 )

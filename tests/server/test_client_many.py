@@ -211,17 +211,17 @@ class Hanging:
 
     def __init__(self) -> None:
         self.given_up = threading.Semaphore(0)
-        self.over = threading.Event()
 
     def __call__(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
         if request.encoded_images[0] != b"1":
-            context.add_callback(self._ended)
-            self.over.wait(20)
+            ended = threading.Event()
+            context.add_callback(ended.set)
+            ended.wait(20)
+            self.given_up.release()
         return echo(request, context)
 
-    def _ended(self) -> None:
-        self.given_up.release()
-        self.over.set()
+    def all_given_up(self, count: int) -> bool:
+        return all(self.given_up.acquire(timeout=5) for _ in range(count))
 
 
 def test_leaving_the_loop_ends_what_is_under_way_on_the_server_too() -> None:
@@ -230,8 +230,10 @@ def test_leaving_the_loop_ends_what_is_under_way_on_the_server_too() -> None:
         start = time.monotonic()
         for answer in client.explain_many(NUMBERS, batch=1, concurrency=2):
             assert answer.width == 1
+            while len(fake.requests) < 3:
+                time.sleep(0.01)
             break
-        assert hanging.given_up.acquire(timeout=5)
+        assert hanging.all_given_up(2)
         assert time.monotonic() - start < 5
 
 
@@ -251,7 +253,7 @@ def test_cancelling_a_task_ends_its_calls_on_the_server_too() -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await asyncio.to_thread(hanging.given_up.acquire, timeout=5)
+            assert await asyncio.to_thread(hanging.all_given_up, 2)
 
     with fake_server(hanging) as fake:
         asyncio.run(ask(fake.address))
