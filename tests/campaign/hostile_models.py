@@ -42,6 +42,8 @@ def _taken(channel: grpc.Channel, name: str) -> list[str]:
     found = [] if reply.code.name in ("FAILED_PRECONDITION", "NOT_FOUND") else [f"{name}: load is {reply.code.name}"]
     found += [f"{name}: the refusal {one}: {reply.text[:100]}" for one in offences(reply)]
     after = ask(channel, OIP + "ModelInfer", INFER)
+    if reply.ok or after.ok:
+        ask(channel, OIP + "RepositoryModelUnload", LOAD)  # so that it does not answer in the place of the next
     return found + ([f"{name} answers"] if after.ok else [])
 
 
