@@ -5,6 +5,7 @@ name, port.
 """
 
 import asyncio
+import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,6 +38,8 @@ class Served(ServedModel):
 
 def main(file: str, name: str, port: int) -> None:
     """Serve until told to stop."""
+    for logger in ("kserve", "kserve.trace"):
+        logging.getLogger(logger).setLevel(logging.WARNING)  # they would write lines per request
     ModelServer(http_port=port + 1, grpc_port=port, enable_grpc=True, workers=1, access_log_format=None).start(
         [Served(name, file)]
     )

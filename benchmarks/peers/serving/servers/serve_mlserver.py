@@ -4,12 +4,14 @@ Arguments: model file, its name, port.
 """
 
 import asyncio
+import logging
 import sys
 
 from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.codecs import NumpyCodec
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse
+from mlserver.utils import install_uvloop_event_loop
 from plain_session import MAX_BATCH, Model
 
 
@@ -30,7 +32,7 @@ class Runtime(MLModel):
         )
 
 
-def main(file: str, name: str, port: int) -> None:
+async def main(file: str, name: str, port: int) -> None:
     """Serve until told to stop."""
     settings = Settings(
         host="127.0.0.1",
@@ -48,8 +50,11 @@ def main(file: str, name: str, port: int) -> None:
         max_batch_time=0.002,
         parameters=ModelParameters(uri=file),
     )
-    asyncio.run(MLServer(settings).start([model]))
+    server = MLServer(settings)
+    logging.getLogger("mlserver").setLevel(logging.WARNING)  # it would write a line per request
+    await server.start([model])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    install_uvloop_event_loop()  # as its command line does
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
