@@ -19,6 +19,8 @@ from analyzers.errors import InvalidInputError, ModelError
 from analyzers.graph import filter_by_filter, grid_of
 from analyzers.manifest import Provenance
 from analyzers.plain import POOLED, Layer, Plain, probe, set_manifest
+from analyzers.probe import record
+from analyzers.runtime import open_session
 
 DEFAULT_MAX_CLASSES = 20
 DEFAULT_MAX_REASONS = 10
@@ -184,6 +186,7 @@ def attach(
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx raises unrelated classes
         raise ModelError(f"the explained graph is inconsistent: {str(error)[:300]}") from None
+    record(model, open_session(model.SerializeToString()), explained)
     return model
 
 

@@ -28,6 +28,7 @@ from analyzers.manifest import ExplanatoryGraph as ExplanatoryGraphSection
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
 from analyzers.plain import TOLERANCE, load_onnx, manifest_of, set_manifest
+from analyzers.probe import record
 from analyzers.progress import track
 from analyzers.runtime import open_session
 
@@ -75,11 +76,13 @@ def _attached(
     section = append_inference(model, graph, numbers, logits, size, form)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     helper.set_model_props(model, metadata | {GRAPH_KEY: base64.b64encode(graph_to_bytes(graph)).decode()})
-    set_manifest(model, known.model_copy(update={"explanatory_graph": section}))
+    explained = known.model_copy(update={"explanatory_graph": section})
+    set_manifest(model, explained)
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx raises unrelated classes
         raise ModelError(f"the explained graph is inconsistent: {str(error)[:300]}") from None
+    record(model, open_session(model.SerializeToString()), explained)
     return model
 
 

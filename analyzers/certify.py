@@ -15,8 +15,9 @@ from analyzers.manifest import ClassFeatures, Manifest
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
 from analyzers.plain import explained_plain, manifest_of
+from analyzers.probe import record
 from analyzers.progress import track
-from analyzers.runtime import RUNTIME
+from analyzers.runtime import RUNTIME, open_session
 from analyzers.smaller import Form, Run, named, openvino_runner, runner, to_eight_bits, to_half
 
 CERTIFICATE_SCHEMA = 1
@@ -88,6 +89,7 @@ def _copy(model: ModelProto, known: Manifest, pictures: Pictures, form: Form) ->
         rows = np.random.default_rng(0).permutation(len(fitted))[:CALIBRATION_PICTURES]
         shown = fitted.take(np.sort(rows)).decoded(known.input.height, known.input.width)
         copy = to_eight_bits(named(model), to_model_input(shown))
+    record(copy, open_session(copy.SerializeToString()), known)
     return copy, runner(copy), RUNTIME
 
 

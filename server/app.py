@@ -27,6 +27,7 @@ from server.repository import Repository
 from server.request import Limits
 from server.servicer import Servicer
 from server.settings import Settings
+from server.vet import TrialLimits, Vetting
 from server.workers import Workers
 
 log = logging.getLogger("pellucid.server")
@@ -87,8 +88,15 @@ def open_repository(settings: Settings, workers: Workers) -> Repository:
         max_queue=settings.max_queue,
         instances=settings.instances or settings.workers,
     )
-    loader = partial(load_model, device=settings.device, threads=settings.threads, workers=workers, limits=limits)
-    return Repository.load(settings.repository, loader, device=settings.device)
+    loader = partial(
+        load_model,
+        device=settings.device,
+        threads=settings.threads,
+        workers=workers,
+        limits=limits,
+        vet=Vetting(TrialLimits(settings.vet_seconds, settings.vet_memory_bytes, settings.max_batch)),
+    )
+    return Repository.open(settings.repository, loader, versions=settings.versions)
 
 
 def make_server(settings: Settings) -> grpc.aio.Server:
@@ -148,11 +156,21 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listening(f"{settings.host}:{port}")
+    polling = asyncio.create_task(_poll(repository, settings.poll_seconds)) if settings.poll_seconds else None
     await stop.wait()
+    if polling is not None:
+        polling.cancel()
     inference.ready = False
     await _drain(settings, server, healthy, gate)
     workers.stop()
     decoders.shutdown(cancel_futures=True)
+
+
+async def _poll(repository: Repository, seconds: float) -> None:
+    """Look for changed models again and again."""
+    while True:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(repository.poll)
 
 
 async def _drain(settings: Settings, server: grpc.aio.Server, healthy: health.aio.HealthServicer, gate: Gate) -> None:

@@ -55,9 +55,9 @@ def with_free_height(data: bytes) -> bytes:
 
 BAD: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "missing": (lambda good: None, "there is no model.onnx"),
-    "empty": (lambda good: b"", "cannot load"),
-    "truncated": (lambda good: good[: len(good) // 2], "cannot load"),
-    "noise": (lambda good: np.random.default_rng(0).bytes(5000), "cannot load"),
+    "empty": (lambda good: b"", "the file is empty"),
+    "truncated": (lambda good: good[: len(good) // 2], "the file is not ONNX"),
+    "noise": (lambda good: np.random.default_rng(0).bytes(5000), "the file is not ONNX"),
     "without-manifest": (lambda good: tiny_plain(), "'pellucid.manifest'"),
     "unknown-schema": (
         lambda good: edited(good, lambda d: d.update(schema=9)),
@@ -84,7 +84,7 @@ BAD: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "all-memory": (lambda good: edited(good, lambda d: d["input"].update(height=10**9)), "1000000000"),
     "more-than-memory": (
         lambda good: edited(with_free_height(good), lambda d: d["input"].update(height=10**18)),
-        "the server's log says more",
+        "at most 50000000 pixels",
     ),
     "other-input": (lambda good: edited(good, lambda d: d["input"].update(tensor="pixels")), "the input 'pixels'"),
     "long-name": (lambda good: edited(good, lambda d: d["parts"].update(cell="x\n" * 5000)), "names the output 'x x"),
@@ -114,7 +114,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, tiny_model: bytes) -> Path:
 
 @pytest.fixture(scope="module")
 def client(mixed: Path) -> object:
-    with running_server("--repository", str(mixed)) as (address, _), Client(address) as opened:
+    with running_server("--repository", str(mixed), "--versions", "all") as (address, _), Client(address) as opened:
         yield opened
 
 
