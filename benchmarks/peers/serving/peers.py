@@ -30,11 +30,12 @@ class Peer:
 
     Attributes:
         name: of its environment and its script.
-        title: what it is, with its version.
+        title: what it is, with its version and how it is set up where there are several ways.
         path: of the call.
         content_type: of its requests; empty for gRPC.
         body: from a model's name and a picture's size to a request.
         logits: from an answer to the logits in it.
+        options: further arguments of its script.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Peer:
     content_type: str
     body: Callable[[str, int], bytes]
     logits: Logits
+    options: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """A name for files."""
+        return "-".join((self.name, *self.options))
 
 
 def _infer(model: str, size: int) -> bytes:
@@ -74,7 +81,8 @@ def _list_logits(answer: bytes) -> np.ndarray:
 
 
 PEERS = (
-    Peer("mlserver", "MLServer 1.7.1", INFER, "", _infer, _infer_logits),
+    Peer("mlserver", "MLServer 1.7.1, 2 workers", INFER, "", _infer, _infer_logits),
+    Peer("mlserver", "MLServer 1.7.1, in process", INFER, "", _infer, _infer_logits, ("in-process",)),
     Peer("pytriton", "Triton (PyTriton 0.7.0)", INFER, "", _infer, _infer_logits),
     Peer("kserve", "KServe 0.21.0", INFER, "", _infer, _infer_logits),
     Peer("ray", "Ray Serve 2.60.0", INFER, "", _infer, _infer_logits),
@@ -86,7 +94,7 @@ PEERS = (
 def command(peer: Peer, environments: Path, file: Path, model: str, port: int) -> list[str]:
     """Return the command that serves a file."""
     script = HERE / "servers" / f"serve_{peer.name}.py"
-    return [str(environments / peer.name / "bin" / "python"), str(script), str(file), model, str(port)]
+    return [str(environments / peer.name / "bin" / "python"), str(script), str(file), model, str(port), *peer.options]
 
 
 def environment(generated: Path) -> dict[str, str]:

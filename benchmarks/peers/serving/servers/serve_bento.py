@@ -15,7 +15,7 @@ from plain_session import MAX_BATCH, Model
 FILE = "MODEL_FILE"
 
 
-@bentoml.service(workers=2, traffic={"timeout": 60}, metrics={"enabled": False})
+@bentoml.service(workers=2, traffic={"timeout": 60}, metrics={"enabled": False}, logging={"access": {"enabled": False}})
 class Served:
     """ONNX Runtime behind BentoML."""
 

@@ -5,11 +5,13 @@ name, port.
 """
 
 import asyncio
+import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from kserve import InferOutput, InferRequest, InferResponse, ModelServer
 from kserve import Model as ServedModel
+from kserve.logging import configure_logging
 from kserve.utils.numpy_codec import from_np_dtype
 from plain_session import Model
 
@@ -37,6 +39,9 @@ class Served(ServedModel):
 
 def main(file: str, name: str, port: int) -> None:
     """Serve until told to stop."""
+    configure_logging()  # before the server does, which would undo the next lines
+    for logger in ("kserve", "kserve.trace"):
+        logging.getLogger(logger).setLevel(logging.WARNING)  # they would write lines per request
     ModelServer(http_port=port + 1, grpc_port=port, enable_grpc=True, workers=1, access_log_format=None).start(
         [Served(name, file)]
     )

@@ -26,7 +26,14 @@ def main(file: str, name: str, port: int) -> None:
     outputs = [
         Tensor(name=output, dtype=models[0].types[output], shape=shape) for output, shape in models[0].shapes.items()
     ]
-    config = TritonConfig(grpc_port=port, http_port=port + 1, allow_metrics=False, log_verbose=0)
+    config = TritonConfig(
+        grpc_address="127.0.0.1",
+        http_address="127.0.0.1",
+        grpc_port=port,
+        http_port=port + 1,
+        allow_metrics=False,
+        log_verbose=0,
+    )
     with Triton(config=config) as triton:
         triton.bind(
             model_name=name,
