@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # ONNX Runtime collects telemetry unless this is set before it is imported.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test check serve install stubs bench clean
+.PHONY: help demo test check serve install stubs bench campaign clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,12 +30,15 @@ check: $(INSTALLED) ## lint, format, types and the API contract
 bench: $(INSTALLED) ## measure explained against plain latency
 	$(BIN)/python benchmarks/latency.py
 
+campaign: $(INSTALLED) ## everything a server must survive, in full; writes campaign.md, takes an hour
+	$(BIN)/python -m tests.campaign --report campaign.md
+
 install: $(INSTALLED) ## make the virtual environment
 
 stubs: $(INSTALLED) ## write the gRPC stubs anew
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 
-$(INSTALLED): pyproject.toml hatch_build.py $(wildcard proto/pellucid/v1/*.proto)
+$(INSTALLED): pyproject.toml hatch_build.py $(wildcard proto/pellucid/v1/*.proto proto/inference/*.proto)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet --editable ".[server,cpu,training,figures,dev]"

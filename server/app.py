@@ -156,11 +156,21 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listening(f"{settings.host}:{port}")
+    polling = asyncio.create_task(_poll(repository, settings.poll_seconds)) if settings.poll_seconds else None
     await stop.wait()
+    if polling is not None:
+        polling.cancel()
     inference.ready = False
     await _drain(settings, server, healthy, gate)
     workers.stop()
     decoders.shutdown(cancel_futures=True)
+
+
+async def _poll(repository: Repository, seconds: float) -> None:
+    """Look for changed models again and again."""
+    while True:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(repository.poll)
 
 
 async def _drain(settings: Settings, server: grpc.aio.Server, healthy: health.aio.HealthServicer, gate: Gate) -> None:

@@ -215,8 +215,9 @@ def _check_ledgers(session: Session, manifest: Manifest, outputs: Outputs) -> Fl
     for tensor in (features.pooled, features.head):
         if tensor not in session.outputs:
             raise ModelError(f"the manifest names the output '{tensor}' but the graph has none of that name")
-    images = np.zeros((1, 3, manifest.input.height, manifest.input.width), np.float32)
-    head = session.run({manifest.input.tensor: images}, [features.head])[features.head]
+    tensor, pictures = manifest.input.tensor, session.batch(manifest.input.tensor) or 1
+    images = np.zeros((pictures, 3, manifest.input.height, manifest.input.width), np.float32)
+    head = session.run({tensor: images}, [features.head])[features.head]
     meant = [len(manifest.classes), outputs[features.pooled].shape[-1]]
     if list(head.shape) != meant or head.dtype != np.float32:
         raise ModelError(f"the output '{features.head}' has shape {list(head.shape)}, the manifest means {meant}")

@@ -1,78 +1,81 @@
-"""A client for `pellucid.v1`: pictures in, Explanations out. Loads neither ONNX Runtime nor an image decoder."""
+"""Clients for `pellucid.v1`: pictures in, Explanations out. They load neither ONNX Runtime nor an image decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from time import monotonic
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack, overload
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 
-from analyzers.errors import InvalidInputError, PellucidError
 from analyzers.explanation import Explanation
 from analyzers.what_if import Change
 from pellucid.v1 import explain_pb2 as pb
-from pellucid.v1 import explain_pb2_grpc as pb_grpc
-from server.convert import from_message
+from server.async_client import AsyncClient
+from server.channels import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Connection, ConnectionOptions
+from server.client_batch import OnError, Outcome, Plan, UnderWay, answers
+from server.client_calls import (
+    CALLS,
+    EVIDENCE,
+    EXPLAIN,
+    GET_MODEL,
+    HEALTH,
+    LIST_MODELS,
+    WHAT_IF,
+    Answer,
+    Call,
+    ExplainOptions,
+    Health,
+    Image,
+    Request,
+    Response,
+    WhatIfOptions,
+    explain_request,
+    what_if_request,
+)
+from server.client_errors import ServerError
+from server.client_progress import Progress
+from server.client_retry import CLOSED, READY_POLL_SECONDS, Tries, not_ready
 
-Image = bytes | str | Path | npt.NDArray[Any]
-
-EVIDENCE = {
-    "": pb.EVIDENCE_TYPE_UNSPECIFIED,
-    "float32": pb.EVIDENCE_TYPE_FLOAT32,
-    "float16": pb.EVIDENCE_TYPE_FLOAT16,
-}
-
-DEFAULT_TIMEOUT_SECONDS = 30.0
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
-
-class ServerError(PellucidError):
-    """The server answered with an error, or could not be reached.
-
-    Attributes:
-        code: the gRPC status.
-    """
-
-    def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
-        super().__init__(f"{code.name}: {sentence}")
-        self.code = code
+__all__ = [
+    "DEFAULT_RETRIES",
+    "DEFAULT_TIMEOUT_SECONDS",
+    "EVIDENCE",
+    "AsyncClient",
+    "Client",
+    "Health",
+    "Image",
+    "ServerError",
+]
 
 
 class Client:
-    """Asks one server; thread-safe, and a context manager that closes its channel.
+    """Asks servers, and waits for the answers; thread-safe, and a context manager that closes its connections.
 
     Args:
-        target: "HOST:PORT".
-        timeout_seconds: how long a call may take.
+        target: "HOST:PORT"; several of them, in a list or with commas; or a gRPC name such as "dns:///service:50051".
+        options: as `Connection` explains them: `timeout_seconds`, `retries`, `channels`, `credentials`, `compression`,
+            `metadata`, `keepalive_seconds`, `max_message_bytes`.
+
+    Raises:
+        InvalidInputError: the target is no address, or an option is out of range.
     """
 
-    def __init__(self, target: str, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._channel = grpc.insecure_channel(
-            target,
-            options=[
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ],
-        )
-        self._stub = pb_grpc.ExplainServiceStub(self._channel)
-        self._timeout = timeout_seconds
+    def __init__(self, target: str | Sequence[str], **options: Unpack[ConnectionOptions]) -> None:
+        self._connection = Connection(target, **options)
+        self._channels = self._connection.open()
+        self._methods = {call.path: itertools.cycle([_method(c, call) for c in self._channels]) for call in CALLS}
+        self._closed = threading.Event()
 
     def explain(
         self,
         images: Image | Sequence[Image],
         *,
-        model: str = "",
-        version: str = "",
-        rows: Sequence[str] = (),
-        top_k_classes: int = 0,
-        top_k_reasons: int = 0,
-        max_nodes: int = 0,
-        min_percentile: float = 0.0,
-        evidence: Literal["", "float32", "float16"] = "",
+        timeout_seconds: float | None = None,
+        **options: Unpack[ExplainOptions],
     ) -> list[Explanation]:
         """Predict and explain pictures, all in one run of the model.
 
@@ -80,43 +83,90 @@ class Client:
             images: encoded pictures (bytes), paths of picture files, or arrays (height, width, 3), uint8 or float
                 in 0..1, of the model's own size; one of them, a sequence of one kind, or an array
                 (batch, height, width, 3).
-            model: name of the model; may be left out where the server has only one.
-            version: version of the model; the highest where left out.
-            rows: which rows are wanted; all where left out.
-            top_k_classes: how many classes, best first; 0 means 5.
-            top_k_reasons: how many reasons per row and class, strongest first; 0 means 10.
-            max_nodes: how many nodes of each layer of the explanatory graph; 0 means 20.
-            min_percentile: nodes below it, 0..100, are left out.
-            evidence: whether ledgers say where, by cell, and in which numbers they are sent.
+            timeout_seconds: how long this call may take; the client's where left out.
+            options: as `explain_request` explains them: `model`, `version`, `rows`, `top_k_classes`, `top_k_reasons`,
+                `max_nodes`, `min_percentile`, `evidence`.
 
         Raises:
             ServerError: the server refused or could not be reached; `code` says how.
             InvalidInputError: the pictures are of mixed or unknown kinds.
             OSError: a picture file cannot be read.
         """
-        request = pb.ExplainRequest(
-            model=model,
-            version=version,
-            rows=rows,
-            top_k_classes=top_k_classes,
-            top_k_reasons=top_k_reasons,
-            max_nodes=max_nodes,
-            min_percentile=min_percentile,
-            evidence=EVIDENCE[evidence],
-        )
-        _put_images(request, images)
-        response: pb.ExplainResponse = self._call(self._stub.Explain, request)
-        return [from_message(message) for message in response.explanations]
+        return self._call(EXPLAIN, explain_request(images, **options), timeout_seconds)
+
+    @overload
+    def explain_many(
+        self,
+        pictures: Iterable[Image],
+        *,
+        batch: int = 8,
+        concurrency: int = 4,
+        on_error: Literal["raise"] = "raise",
+        progress: Progress = False,
+        timeout_seconds: float | None = None,
+        **options: Unpack[ExplainOptions],
+    ) -> Iterator[Explanation]: ...
+
+    @overload
+    def explain_many(
+        self,
+        pictures: Iterable[Image],
+        *,
+        batch: int = 8,
+        concurrency: int = 4,
+        on_error: Literal["return"],
+        progress: Progress = False,
+        timeout_seconds: float | None = None,
+        **options: Unpack[ExplainOptions],
+    ) -> Iterator[Outcome]: ...
+
+    def explain_many(
+        self,
+        pictures: Iterable[Image],
+        *,
+        batch: int = 8,
+        concurrency: int = 4,
+        on_error: OnError = "raise",
+        progress: Progress = False,
+        timeout_seconds: float | None = None,
+        **options: Unpack[ExplainOptions],
+    ) -> Iterator[Outcome]:
+        """Predict and explain any number of pictures, several requests at a time, and yield the answers in order.
+
+        Pictures are taken from the source as they are needed, at most 2 * `concurrency` * `batch` before their answers
+        are. A request that fails because of a picture is asked again picture by picture, so that one bad picture costs
+        its own answer alone. Leaving the loop, or Ctrl-C, ends what is under way.
+
+        Args:
+            pictures: encoded pictures, paths or arrays, as in `explain`.
+            batch: pictures in a request.
+            concurrency: requests at a time.
+            on_error: whether the error of a bad picture is raised when its turn comes, or yielded in the place of its
+                answer. What concerns every picture, such as an unknown model, is always raised.
+            progress: whether to show a bar on stderr, "auto" where that is a terminal; needs `rich`, and is silent
+                without it.
+            timeout_seconds: how long each request may take; the client's where left out.
+            options: as in `explain`.
+
+        Raises:
+            ServerError: the server refused or could not be reached; a note says at which picture.
+            InvalidInputError: a picture is of an unknown kind, or an argument out of range.
+            OSError: a picture file cannot be read.
+        """
+        explain_request([], **options)  # what is wrong with them is said here and not at the first answer
+        under_way = UnderWay()
+
+        def ask(images: list[Image]) -> list[Explanation]:
+            return self._call(EXPLAIN, explain_request(images, **options), timeout_seconds, under_way)
+
+        return answers(pictures, Plan(batch, concurrency, on_error, progress), ask, under_way)
 
     def what_if(
         self,
         image: Image,
         *changes: Change,
-        model: str = "",
-        version: str = "",
-        smallest_flip: bool = False,
-        occlude: bool = False,
-        top_k_classes: int = 0,
+        timeout_seconds: float | None = None,
+        **options: Unpack[WhatIfOptions],
     ) -> pb.WhatIfResponse:
         """Predict one picture and ask what the answer would be if things counted for less or more.
 
@@ -125,48 +175,72 @@ class Client:
         Args:
             image: an encoded picture (bytes), the path of one, or an array as in `explain`.
             changes: what counts for less or more, such as `Change("feature", 12)` without feature 12.
-            model: name of the model; may be left out where the server has only one.
-            version: version of the model; the highest where left out.
-            smallest_flip: whether to look for the smallest set of features without which another class wins.
-            occlude: whether to paint over the places of what changes, and as much elsewhere.
-            top_k_classes: how many classes, best first; 0 means 5.
+            timeout_seconds: how long this call may take; the client's where left out.
+            options: as `what_if_request` explains them: `model`, `version`, `smallest_flip`, `occlude`,
+                `top_k_classes`.
 
         Raises:
             ServerError: the server refused or could not be reached.
             InvalidInputError: the picture is of an unknown kind.
             OSError: a picture file cannot be read.
         """
-        pictures = pb.ExplainRequest()
-        _put_images(pictures, image)
-        request = pb.WhatIfRequest(
-            model=model,
-            version=version,
-            encoded_image=pictures.encoded_images[0] if pictures.encoded_images else b"",
-            changes=map(_change_message, changes),
-            smallest_flip=smallest_flip,
-            occlude=occlude,
-            top_k_classes=top_k_classes,
-        )
-        if pictures.HasField("tensor"):
-            request.tensor.CopyFrom(pictures.tensor)
-        response: pb.WhatIfResponse = self._call(self._stub.WhatIf, request)
-        return response
+        return self._call(WHAT_IF, what_if_request(image, changes, **options), timeout_seconds)
 
-    def list_models(self) -> list[pb.ModelStatus]:
-        """Return the status of every model version."""
-        response: pb.ListModelsResponse = self._call(self._stub.ListModels, pb.ListModelsRequest())
-        return list(response.models)
+    def list_models(self, *, timeout_seconds: float | None = None) -> list[pb.ModelStatus]:
+        """Return the status of every model version.
 
-    def get_model(self, model: str = "", version: str = "") -> pb.GetModelResponse:
-        """Return what one model takes, knows and can explain."""
-        response: pb.GetModelResponse = self._call(
-            self._stub.GetModel, pb.GetModelRequest(model=model, version=version)
-        )
-        return response
+        Raises:
+            ServerError: the server could not be reached.
+        """
+        return self._call(LIST_MODELS, pb.ListModelsRequest(), timeout_seconds)
+
+    def get_model(
+        self, model: str = "", version: str = "", *, timeout_seconds: float | None = None
+    ) -> pb.GetModelResponse:
+        """Return what one model takes, knows and can explain.
+
+        Raises:
+            ServerError: there is no such model, or the server could not be reached.
+        """
+        return self._call(GET_MODEL, pb.GetModelRequest(model=model, version=version), timeout_seconds)
+
+    def health(self, service: str = "", *, timeout_seconds: float | None = None) -> Health:
+        """Ask once whether the server is ready; a call that fails is not repeated.
+
+        Args:
+            service: which part of the server, "" for all of it.
+            timeout_seconds: how long this call may take; the client's where left out.
+
+        Raises:
+            ServerError: the server does not know the service, or could not be reached; of several servers, none could
+                or none is serving.
+        """
+        return self._call(HEALTH, HEALTH.request(value=service), timeout_seconds, retries=0)
+
+    def wait_until_ready(self, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        """Return as soon as a server is serving, one that is still to be started included.
+
+        Raises:
+            ServerError: none is after so many seconds; the sentence says what was heard last.
+        """
+        deadline = monotonic() + timeout_seconds
+        while True:
+            heard: Health | ServerError
+            try:
+                heard = self.health(timeout_seconds=max(deadline - monotonic(), 0.001))
+            except ServerError as error:
+                heard = error
+            if heard is Health.SERVING:
+                return
+            if monotonic() + READY_POLL_SECONDS >= deadline:
+                raise not_ready(self._connection.name, timeout_seconds, heard) from None
+            self._pause(READY_POLL_SECONDS)
 
     def close(self) -> None:
-        """Close the channel."""
-        self._channel.close()
+        """Close the connections; calls under way in other threads end with an error."""
+        self._closed.set()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -176,52 +250,31 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(self, method: Callable[..., Any], request: Any) -> Any:  # noqa: ANN401 (each stub has its own types)
-        try:
-            return method(request, timeout=self._timeout)
-        except grpc.RpcError as error:
-            raise ServerError(error.code(), error.details() or "no details") from None
+    def _call(
+        self,
+        call: Call[Request, Response, Answer],
+        request: Request,
+        timeout_seconds: float | None,
+        under_way: UnderWay | None = None,
+        retries: int | None = None,
+    ) -> Answer:
+        """Ask until there is an answer, or none can be expected."""
+        tries = Tries(self._connection, timeout_seconds, retries)
+        while True:
+            self._pause(0)
+            method, metadata = next(self._methods[call.path]), tuple(self._connection.metadata)
+            try:
+                if under_way is None:
+                    return call.read(method(request, tries.start(), metadata))
+                return call.read(under_way.result(method.future(request, tries.start(), metadata)))
+            except grpc.RpcError as error:
+                wait = tries.wait_seconds(error)
+            (self._closed if under_way is None else under_way.ended).wait(wait)
+
+    def _pause(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise ValueError(CLOSED)
 
 
-def _change_message(change: Change) -> pb.Change:
-    if change.kind == "node":
-        return pb.Change(node=pb.NodeName(layer=change.layer, node=change.number), scale=change.scale)
-    if change.kind == "part":
-        return pb.Change(part=change.number, scale=change.scale)
-    return pb.Change(feature=change.number, scale=change.scale)
-
-
-def _put_images(request: pb.ExplainRequest, images: Image | Sequence[Image]) -> None:
-    """Put encoded pictures or a tensor into the request."""
-    if isinstance(images, np.ndarray):
-        _put_tensor(request, images if images.ndim == 4 else images[None])
-        return
-    items = [images] if isinstance(images, bytes | str | Path) else list(images)
-    arrays = [item for item in items if isinstance(item, np.ndarray)]
-    if arrays and len(arrays) == len(items):
-        shapes = {array.shape for array in arrays}
-        if len(shapes) > 1:
-            raise InvalidInputError("images", f"have different shapes {sorted(shapes)[:3]}; expected one shape")
-        _put_tensor(request, np.stack(arrays))
-        return
-    for item in items:
-        if isinstance(item, str | Path):
-            request.encoded_images.append(Path(item).read_bytes())
-        elif isinstance(item, bytes):
-            request.encoded_images.append(item)
-        else:
-            raise InvalidInputError(
-                "images", f"hold a {type(item).__name__}; expected bytes, paths or arrays, not mixed"
-            )
-
-
-def _put_tensor(request: pb.ExplainRequest, array: npt.NDArray[Any]) -> None:
-    if array.dtype == np.uint8:
-        request.tensor.data_type = pb.ImageTensor.DATA_TYPE_UINT8
-    elif np.issubdtype(array.dtype, np.floating):
-        request.tensor.data_type = pb.ImageTensor.DATA_TYPE_FLOAT32
-        array = array.astype("<f4")
-    else:
-        raise InvalidInputError("images", f"are arrays of {array.dtype}; expected uint8, or floats in 0..1")
-    request.tensor.shape.extend(array.shape)
-    request.tensor.data = np.ascontiguousarray(array).tobytes()
+def _method(channel: grpc.Channel, call: Call[Any, Any, Any]) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
+    return channel.unary_unary(call.path, call.request.SerializeToString, call.response.FromString)

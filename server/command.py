@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from google.protobuf.json_format import MessageToJson
 
 from analyzers import cli
+from analyzers.errors import DataError
+from analyzers.explanation import Explanation
 from analyzers.ledger import render
 from analyzers.what_if import Change
 from server.answer_file import record
-from server.client import DEFAULT_TIMEOUT_SECONDS, EVIDENCE, Client
+from server.client import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, EVIDENCE, Client
+from server.client_batch import Outcome
+from server.picture_files import find_pictures
 
 PROGRAM = "pellucid"
 
@@ -25,19 +31,52 @@ Kind = Literal["feature", "part", "node"]
 def main(arguments: list[str] | None = None) -> int:
     """Run the program and return its exit code."""
     options = _parser().parse_args(arguments)
-    return cli.run(PROGRAM, lambda: options.run(options))
+    return cli.run(PROGRAM, lambda: _run(options), interrupted="every answer that was printed is whole")
+
+
+def _run(options: argparse.Namespace) -> None:
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except (
+        BrokenPipeError
+    ):  # whoever reads, such as `head`, has enough; what is left must not be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     server = argparse.ArgumentParser(add_help=False)
-    server.add_argument("--server", default="127.0.0.1:50051", metavar="HOST:PORT", help="default 127.0.0.1:50051")
-    server.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_SECONDS, metavar="SECONDS")
+    server.add_argument(
+        "--server",
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT",
+        help="default 127.0.0.1:50051; several with commas, or a gRPC name such as dns:///HOST:PORT",
+    )
+    server.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help=f"for a request with all its tries (default {DEFAULT_TIMEOUT_SECONDS:g})",
+    )
+    server.add_argument(
+        "--retries",
+        type=int,
+        default=DEFAULT_RETRIES,
+        metavar="N",
+        help=f"tries more where the server is away or overloaded (default {DEFAULT_RETRIES})",
+    )
     server.add_argument("--json", action="store_true", help="print JSON")
 
     command = commands.add_parser("explain", parents=[server], help="predict and explain pictures")
-    command.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE", help="JPEG, PNG or WebP file")
+    command.add_argument(
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
+        help="JPEG, PNG or WebP file, a folder of them, or a pattern such as 'pictures/**/*.png'",
+    )
     command.add_argument("--model", default="", metavar="NAME", help="may be left out where there is only one")
     command.add_argument("--version", default="", help="the highest where left out")
     command.add_argument("--row", action="append", default=[], dest="rows", help="only this row; may be repeated")
@@ -50,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--evidence", choices=("float32", "float16"), default="", help="also say where, by cell of the map"
     )
+    command.add_argument(
+        "--jsonl", action="store_true", help="print JSON, one line for each answer, as soon as it is there"
+    )
+    command.add_argument("--batch", type=int, default=8, metavar="N", help="pictures in a request (default 8)")
+    command.add_argument("--concurrency", type=int, default=4, metavar="N", help="requests at a time (default 4)")
     command.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the first picture's explanation")
     command.set_defaults(run=_explain)
 
@@ -100,7 +144,7 @@ def _change(kind: Kind, text: str) -> Change:
 
 
 def _what_if(options: argparse.Namespace) -> None:
-    with Client(options.server, timeout_seconds=options.timeout) as client:
+    with _client(options) as client:
         answer = client.what_if(
             options.picture,
             *options.changes,
@@ -149,40 +193,74 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    with Client(options.server, timeout_seconds=options.timeout) as client:
-        explanations = client.explain(
-            options.pictures,
-            model=options.model,
-            version=options.version,
-            rows=options.rows,
-            top_k_classes=options.classes,
-            top_k_reasons=options.reasons,
-            max_nodes=options.nodes,
-            min_percentile=options.min_percentile,
-            evidence=options.evidence,
-        )
-    if options.json:
-        request = {
-            "rows": options.rows,
-            "top_k_classes": options.classes,
-            "top_k_reasons": options.reasons,
-            "max_nodes": options.nodes,
-            "min_percentile": options.min_percentile,
-            "evidence": EVIDENCE[options.evidence],
-        }
-        answers = zip(options.pictures, explanations, strict=True)
-        print(json.dumps([record(e, str(picture), request) for picture, e in answers], indent=2))
-    else:
-        for picture, explanation in zip(options.pictures, explanations, strict=True):
-            print(render(explanation, picture.name))
-    if options.figure is not None:
+    """Print each answer as it comes; what is wrong with a picture goes to stderr, and the others are answered."""
+    pictures = find_pictures(options.pictures)
+    listed = len(pictures) == len(options.pictures)  # each by its own name; from folders the path says which
+    records: list[dict[str, Any]] = []
+    first: tuple[Path, Explanation] | None = None
+    failed = 0
+    with _client(options) as client:
+        for picture, outcome in zip(pictures, _outcomes(client, pictures, options), strict=True):
+            if not isinstance(outcome, Explanation):
+                if len(pictures) == 1:
+                    raise outcome
+                print(f"{PROGRAM}: {picture}: {outcome}", file=sys.stderr)
+                failed += 1
+                continue
+            first = first or (picture, outcome)
+            if options.jsonl:
+                print(json.dumps(record(outcome, str(picture), _request(options))), flush=True)
+            elif options.json:
+                records.append(record(outcome, str(picture), _request(options)))
+            else:
+                print(render(outcome, picture.name if listed else str(picture)))
+    if options.json and not options.jsonl:
+        print(json.dumps(records, indent=2))
+    if options.figure is not None and first is not None:
         from analyzers.figure import draw  # matplotlib is needed for figures alone
 
-        draw(options.pictures[0].read_bytes(), explanations[0], options.figure)
+        draw(first[0].read_bytes(), first[1], options.figure)
+    if failed:
+        raise DataError(f"{failed} of {len(pictures)} pictures have no answer; the lines above say why")
+
+
+def _outcomes(client: Client, pictures: list[Path], options: argparse.Namespace) -> Iterator[Outcome]:
+    many = len(pictures) > options.batch and not sys.stdout.isatty()  # on a terminal the answers are progress enough
+    return client.explain_many(
+        pictures,
+        batch=options.batch,
+        concurrency=options.concurrency,
+        on_error="return",
+        progress="auto" if many else False,
+        model=options.model,
+        version=options.version,
+        rows=options.rows,
+        top_k_classes=options.classes,
+        top_k_reasons=options.reasons,
+        max_nodes=options.nodes,
+        min_percentile=options.min_percentile,
+        evidence=options.evidence,
+    )
+
+
+def _request(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what was asked for, as an answer on file needs it to be computed again."""
+    return {
+        "rows": options.rows,
+        "top_k_classes": options.classes,
+        "top_k_reasons": options.reasons,
+        "max_nodes": options.nodes,
+        "min_percentile": options.min_percentile,
+        "evidence": EVIDENCE[options.evidence],
+    }
+
+
+def _client(options: argparse.Namespace) -> Client:
+    return Client(options.server, timeout_seconds=options.timeout, retries=options.retries)
 
 
 def _models(options: argparse.Namespace) -> None:
-    with Client(options.server, timeout_seconds=options.timeout) as client:
+    with _client(options) as client:
         models = client.list_models()
     if options.json:
         fields = ("model", "version", "ready", "problem")

@@ -82,21 +82,26 @@ class Gate:
             StoppingError: the server stops, and everything that came has been yielded.
         """
         stopping = asyncio.ensure_future(self.stopping.wait())
+        message: asyncio.Task[bytes | None] | None = None
         try:
             while True:
-                message = asyncio.ensure_future(anext(messages))
+                message = asyncio.create_task(_next(messages))
                 await asyncio.wait({message, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not message.done():
                     await asyncio.wait({message}, timeout=self.limits.quiet_seconds)
                 if not message.done():
-                    message.cancel()
                     raise StoppingError("the server is stopping; what it received is answered, send the rest again")
-                try:
-                    yield message.result()
-                except StopAsyncIteration:
+                if (data := message.result()) is None:
                     return
+                yield data
         finally:
             stopping.cancel()
+            if message is not None:
+                message.cancel()
+
+
+async def _next(messages: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(messages, None)
 
 
 def unary(

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analyzers.manifest import METADATA_KEY
+from server.layout import FILE
 from server.model import ExplainedModel
 from server.oip_messages import oip
 from server.statistics import Duration
 
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
-FILE = "model.onnx"
+
 SHA256_KEY = "pellucid.sha256"
 
 # ONNX Runtime's name of a type: the protocol's datatype, and its number in a model's configuration.

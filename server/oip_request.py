@@ -15,6 +15,7 @@ import numpy as np
 from analyzers.errors import InvalidInputError
 from analyzers.pixels import decode
 from server.errors import UnsupportedError, clip
+from server.oip_contents import floats, small_numbers
 from server.oip_messages import oip
 from server.request import Images, Limits
 
@@ -227,9 +228,9 @@ def _read_floats(request: oip.ModelInferRequest, shape: tuple[int, ...]) -> Imag
         _check_size(field, len(data), 4 * size, "bytes")
         numbers = np.frombuffer(data, "<f4").reshape(shape)
     else:
-        field, contents = "inputs[0].contents.fp32_contents", request.inputs[0].contents.fp32_contents
-        _check_size(field, len(contents), size, "numbers")
-        numbers = np.asarray(contents, np.float32).reshape(shape)
+        field, contents = "inputs[0].contents.fp32_contents", request.inputs[0].contents
+        _check_size(field, len(contents.fp32_contents), size, "numbers")
+        numbers = floats(contents).reshape(shape)
     low, high = float(numbers.min()), float(numbers.max())
     if low >= 0 and high <= 1:
         return numbers
@@ -244,12 +245,9 @@ def _read_bytes(request: oip.ModelInferRequest, shape: tuple[int, ...]) -> Image
         data = request.raw_input_contents[0]
         _check_size("raw_input_contents[0]", len(data), size, "bytes")
         return np.frombuffer(data, np.uint8).reshape(shape)
-    field, contents = "inputs[0].contents.uint_contents", request.inputs[0].contents.uint_contents
-    _check_size(field, len(contents), size, "numbers")
-    numbers = np.asarray(contents, np.uint32)
-    if (high := int(numbers.max())) > 255:
-        raise InvalidInputError(field, f"holds {high}; expected numbers from 0 to 255")
-    return numbers.astype(np.uint8).reshape(shape)
+    field, contents = "inputs[0].contents.uint_contents", request.inputs[0].contents
+    _check_size(field, len(contents.uint_contents), size, "numbers")
+    return small_numbers(contents, field).reshape(shape)
 
 
 def _check_size(field: str, size: int, expected: int, unit: str) -> None:

@@ -22,6 +22,7 @@ class Settings(BaseSettings):
         frozen=True,
         extra="forbid",
         cli_kebab_case=True,
+        cli_implicit_flags=True,
         cli_prog_name="pellucid-serve",
     )
 

@@ -39,7 +39,20 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "preprocessing",
 }
 KERNEL = sorted({m.name for m in pkgutil.iter_modules(analyzers.__path__)} - OFFLINE)
-CLIENT = ("client", "command", "convert", "answer_file")
+CLIENT = (
+    "client",
+    "async_client",
+    "channels",
+    "client_batch",
+    "client_calls",
+    "client_errors",
+    "client_progress",
+    "client_retry",
+    "command",
+    "picture_files",
+    "convert",
+    "answer_file",
+)
 
 
 def loaded_by(*modules: str) -> set[str]:

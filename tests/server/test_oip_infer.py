@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -19,9 +18,9 @@ from analyzers.manifest import Manifest
 from analyzers.pixels import to_model_input
 from server.client import Client
 from server.convert import from_message, to_message
+from server.oip_contents import small_numbers
 from server.oip_messages import oip
 from tests.conftest import NAMES, SIZE, random_pictures, unsigned
-from tests.server.oip_server import oip_server
 
 PICTURES = random_pictures(4, seed=7).encoded
 PIXELS = random_pictures(4, seed=7).decoded(SIZE, SIZE)
@@ -30,14 +29,8 @@ FRAME = Frame(scale_x=1, scale_y=1, width=SIZE, height=SIZE)
 
 
 @pytest.fixture(scope="module")
-def target(repository: Path) -> Iterator[str]:
-    with oip_server(repository) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(target: str) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(target) as opened:
+def client(address: str) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(address) as opened:
         yield opened
 
 
@@ -85,7 +78,7 @@ def typed(datatype: str, shape: tuple[int, ...], **contents: object) -> oip.Mode
 
 
 def test_typed_elements_are_read_as_raw_ones_are_and_answered_raw(
-    target: str, client: triton.InferenceServerClient
+    address: str, client: triton.InferenceServerClient
 ) -> None:
     requests = [
         typed("FP32", FLOATS.shape, fp32_contents=FLOATS.ravel().tolist()),
@@ -93,11 +86,16 @@ def test_typed_elements_are_read_as_raw_ones_are_and_answered_raw(
         typed("BYTES", (4,), bytes_contents=PICTURES),
     ]
     raw = client.infer("tiny", [given(FLOATS)]).get_response()
-    with grpc.insecure_channel(target) as channel:
+    with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for request in requests:
             response = oip.ModelInferResponse.FromString(call(request.SerializeToString(), timeout=10))
             assert list(response.raw_output_contents) == list(raw.raw_output_contents)
+
+
+def test_typed_bytes_are_read_over_their_whole_range() -> None:
+    numbers = [0, 1, 127, 128, 129, 254, 255, 255, 128, 1, 0] * 30
+    assert small_numbers(oip.InferTensorContents(uint_contents=numbers), "field").tolist() == numbers
 
 
 def test_only_wanted_outputs_come_and_in_the_order_asked_for(client: triton.InferenceServerClient) -> None:
@@ -128,10 +126,10 @@ def manifest_of(client: triton.InferenceServerClient) -> Manifest:
 
 
 def test_explanations_made_from_the_tensors_are_those_of_the_richer_protocol(
-    target: str, client: triton.InferenceServerClient
+    address: str, client: triton.InferenceServerClient
 ) -> None:
     manifest, wanted = manifest_of(client), Wanted(evidence=True)
-    with Client(target) as own:
+    with Client(address) as own:
         answers = own.explain(PICTURES, evidence="float32")
     outputs = tensors(client.infer("tiny", [encoded(PICTURES)]))
     made = [explain(manifest, outputs, row, FRAME, wanted) for row in range(4)]
@@ -154,9 +152,9 @@ def test_asynchronous_calls_each_get_their_own_rows(client: triton.InferenceServ
         assert np.array_equal(result.as_numpy("logits"), alone[row])
 
 
-def test_the_asyncio_client_is_answered_alike(target: str, client: triton.InferenceServerClient) -> None:
+def test_the_asyncio_client_is_answered_alike(address: str, client: triton.InferenceServerClient) -> None:
     async def ask() -> dict[str, np.ndarray]:
-        async with triton_aio.InferenceServerClient(target) as opened:
+        async with triton_aio.InferenceServerClient(address) as opened:
             assert await opened.is_server_live()
             return tensors(await opened.infer("tiny", [given(FLOATS)]))
 
