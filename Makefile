@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # ONNX Runtime collects telemetry unless this is set before it is imported.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test check serve install stubs bench clean
+.PHONY: help demo test check serve install stubs bench campaign clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ check: $(INSTALLED) ## lint, format, types and the API contract
 
 bench: $(INSTALLED) ## measure explained against plain latency
 	$(BIN)/python benchmarks/latency.py
+
+campaign: $(INSTALLED) ## everything a server must survive, in full; writes campaign.md, takes an hour
+	$(BIN)/python -m tests.campaign --report campaign.md
 
 install: $(INSTALLED) ## make the virtual environment
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 # Read once, at import: ONNX Runtime >= 1.29 otherwise opens a data base in the home directory and looks up hosts.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -62,6 +63,13 @@ check_wheels(wheel for wheel in WHEELS if _installed(wheel))
 import onnxruntime as ort  # noqa: E402 (the telemetry switch and the check must come first)
 
 RUNTIME = f"onnxruntime {ort.__version__}"
+
+# Where in its own source ONNX Runtime was: codes, files with lines, C++ names with their arguments.
+_SOURCE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : "
+    r"|\S+\.(?:cc|cpp|h|py):\d+\s*|\S*/\S+\.(?:cc|cpp|h|py)\s*"
+    r"|(?:static )?(?:\w+[*&]? )?\w+(?:<[^>]*>)?::[\w:]+(?:\([^)]*\)?)?\s?"
+)
 
 ort.set_default_logger_severity(4)  # nothing but fatal ones: errors come as exceptions, with a sentence of ours
 
@@ -202,4 +210,4 @@ def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return _SOURCE.sub("", " ".join(str(error).split()))[:200].strip() or type(error).__name__

@@ -153,8 +153,10 @@ def _compare(outputs: Outputs, meant: _Meant) -> None:
         found = outputs[tensor]
         if found.shape != shape:
             raise ModelError(f"the output '{tensor}' has shape {list(found.shape)}, the manifest means {list(shape)}")
-        kind = "integers" if tensor in meant.integers else "booleans" if tensor in meant.booleans else "floats"
-        if found.dtype.kind != kind[0]:
+        kind = (
+            "integers" if tensor in meant.integers else "booleans" if tensor in meant.booleans else "floats of 32 bits"
+        )
+        if found.dtype.kind != kind[0] or (kind[0] == "f" and found.dtype != np.float32):
             raise ModelError(f"the output '{tensor}' is {found.dtype}, the manifest means {kind}")
 
 
@@ -197,6 +199,8 @@ def _check_input(session: Session, size: ModelInput) -> None:
 
 
 def _check_kinds(session: Session) -> None:
+    if len(set(session.outputs)) < len(session.outputs):
+        raise ModelError("the graph has two outputs of the same name")
     for output in session.session.get_outputs():
         if not output.type.startswith("tensor(") or output.type == "tensor(string)":
             raise ModelError(f"the output '{output.name}' is a {output.type}; expected a tensor of numbers")

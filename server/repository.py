@@ -7,7 +7,6 @@ replaced or unloaded only loses its place in the table: requests that hold it fi
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -28,8 +27,6 @@ log = logging.getLogger("pellucid.repository")
 
 MAX_PROBLEM_BYTES = 300
 LOADERS = 2  # models loaded at a time at the start; each takes a process of its own first
-_SOURCE = re.compile(r"(?:\[ONNXRuntimeError\] : \d+ : \w+ : )|(?:\S*/\S+\.(?:cc|cpp|h|py)(?::\d+)?\s*)")
-
 Loader = Callable[[Path, str, str], ExplainedModel]
 Versions = Literal["latest", "all"] | int
 
@@ -294,5 +291,5 @@ class Repository:
 
 
 def _sentence(error: Exception) -> str:
-    """Return an error's text in one line without the places in source files that ONNX Runtime quotes."""
-    return clip(_SOURCE.sub("", " ".join(str(error).split())), MAX_PROBLEM_BYTES)
+    """Return an error's text in one line; it may quote names from the file."""
+    return clip(" ".join(str(error).split()), MAX_PROBLEM_BYTES)

@@ -22,7 +22,7 @@ from server.check import open_checked
 OPEN_FILES = 16
 MAX_PROBLEM = 500  # characters; it may quote names from the file
 # What ONNX Runtime and numpy say when there is no more memory; neither has an exception of its own for it.
-_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Unable to allocate", "length_error")
+_MEMORY = ("bad_alloc", "bad allocation", "to allocate", "length_error")
 _PR_SET_PDEATHSIG = 1
 
 

@@ -1,0 +1,1 @@
+"""What the server adds to a bare run of its models: `python -m benchmarks.serving`."""
