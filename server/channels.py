@@ -129,7 +129,7 @@ class Connection:
                 int(self.retries > 0),
             ),  # of what surely never reached a server; `Tries` does the rest
             ("grpc.initial_reconnect_backoff_ms", 100),  # or a try within the first second would not even connect
-            ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.max_reconnect_backoff_ms", 500),  # a restarted server is back in use before the next one restarts
         ]
         addresses = self.addresses
         if len(addresses) > 1 or addresses[0].startswith(_BALANCED):
