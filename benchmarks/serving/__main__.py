@@ -31,7 +31,7 @@ from benchmarks.latency import processor
 from benchmarks.serving.load import Job
 from benchmarks.serving.measure import Measured, measure_bare, measure_server, medians, ratio
 from benchmarks.serving.models import EXPLAINED, PLAIN, SERVED, model_name, write_models
-from benchmarks.serving.processes import free_port, running, wait_until_listening
+from benchmarks.serving.processes import end_children_too, free_port, running, wait_until_listening
 from benchmarks.serving.requests import KINDS, call_once, write_request
 
 SECONDS = {"resnet20-32": 1.5, "resnet18-128": 2.0, "resnet18-224": 3.0}
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="how many times as long a measurement takes")
     parser.add_argument("--only", choices=SERVED, nargs="+", default=list(SERVED), help="networks")
     options = parser.parse_args()
+    end_children_too()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 class NotStartedError(Exception):
     """A server ended, or did not answer in time."""
+
+
+def end_children_too() -> None:
+    """Let SIGTERM end this program as an error would, so that whoever started a server ends it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def free_port() -> int:

@@ -31,7 +31,7 @@ from benchmarks.serving.__main__ import our_server
 from benchmarks.serving.load import Job
 from benchmarks.serving.measure import FailedError, Measured, measure_server, medians, ratio
 from benchmarks.serving.models import EXPLAINED, SERVED, model_name, write_models
-from benchmarks.serving.processes import NotStartedError, free_port, running, wait_until_listening
+from benchmarks.serving.processes import NotStartedError, end_children_too, free_port, running, wait_until_listening
 from benchmarks.serving.requests import Request, call_once, write_request
 
 START_SECONDS = 90.0
@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[peer.name for peer in PEERS], help="names of peers")
     parser.add_argument("--networks", nargs="+", choices=SECONDS, default=list(SECONDS))
     options = parser.parse_args()
+    end_children_too()
     lines: list[dict[str, str | float]] = []
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
