@@ -1,4 +1,4 @@
-"""Answers as files: what `pellucid explain --json` prints and `pellucid verify` replays."""
+"""Answers as files: what `pellucid explain --json` and `--jsonl` print and `pellucid verify` replays."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def read_answer(path: Path, digest: str) -> dict[str, Any]:
         DataError: the file is not such answers, or none is about that picture.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        answers = document if isinstance(document, list) else [document]
+        answers = _parse(path.read_text(encoding="utf-8"))
         digests = [answer["proof"]["image_sha256"] for answer in answers]
         known = all(answer["schema"] == ANSWER_SCHEMA and answer["request"] is not None for answer in answers)
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise DataError(f"{path} is not an answer; expected what `pellucid explain --json` prints") from None
+        raise DataError(
+            f"{path} is not an answer; expected what `pellucid explain --json` or `--jsonl` prints"
+        ) from None
     if not known:
         raise DataError(f"{path} has answers of another schema; this version reads schema {ANSWER_SCHEMA}")
     if digest not in digests:
@@ -42,3 +43,12 @@ def read_answer(path: Path, digest: str) -> dict[str, Any]:
         raise VerificationError(f"the picture has SHA-256 {digest[:12]}..., the answer is about {there}...")
     found: dict[str, Any] = answers[digests.index(digest)]
     return found
+
+
+def _parse(text: str) -> list[dict[str, Any]]:
+    """Read one document, or one in each line."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return [json.loads(line) for line in text.splitlines() if line]
+    return document if isinstance(document, list) else [document]

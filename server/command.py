@@ -120,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_what_if)
 
     command = commands.add_parser("verify", help="replay an answer offline", description=_verify.__doc__)
-    command.add_argument("answer", type=Path, metavar="ANSWER.json", help="what `pellucid explain --json` printed")
+    command.add_argument(
+        "answer", type=Path, metavar="ANSWER.json", help="what `pellucid explain --json` or `--jsonl` printed"
+    )
     command.add_argument("--model", type=Path, required=True, metavar="MODEL.onnx", help="the file that answered")
     command.add_argument("--image", type=Path, required=True, metavar="PICTURE", help="the picture that was sent")
     command.set_defaults(run=_verify)

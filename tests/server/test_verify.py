@@ -156,3 +156,11 @@ def test_what_if_on_the_command_line(files: dict[str, Path], capsys: pytest.Capt
         with pytest.raises(SystemExit):
             main([*command, *wrong])
     assert "is not LAYER:N or LAYER:N=SCALE" in capsys.readouterr().err
+
+
+def test_json_lines_are_answers_too(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    ask(files, capsys)
+    answers = json.loads(files["answer"].read_text())
+    assert len(answers) > 1
+    files["answer"].write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    assert replay(files) == 0
