@@ -16,7 +16,7 @@ from tests.campaign.serving import MIB, served, settle
 from tests.campaign.wire import EXPLAIN, OIP, aio_channel, ask_aio
 
 MAX_GROWN_BYTES = 20 * MIB
-MOMENTS = (0.0, 0.001, 0.005, 0.02)  # seconds until a client goes: before it is sent, while it waits, while it runs
+MOMENTS = (0.0, 0.001, 0.005, 0.02, 0.2)  # seconds until a client goes: before it is sent, while it waits, while it runs
 
 
 async def _one(channel: grpc.aio.Channel, random: Random, ended: Counter[str]) -> None:
@@ -50,7 +50,7 @@ async def _leave_stream(channel: grpc.aio.Channel, data: bytes, moment: float, e
     except (TimeoutError, asyncio.CancelledError):
         pass
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        ended[(await call.code()).name] += 1
+        ended[f"{(await call.code()).name} {await call.details()}".strip()] += 1
         return
     call.cancel()
     ended["cancelled"] += 1
@@ -89,7 +89,7 @@ async def _still_answers(address: str) -> list[str]:
 def cancels(count: int = 20_000, seed: int = 7, clients: int = 32) -> Outcome:
     """Cancel calls of both protocols, unary and streams, before they are sent, while they wait and while they run."""
     with served({"tiny": tiny(), "slow": slowed(8)}, "--max-requests=4096") as server:
-        asyncio.run(_cancel_all(server.address, max(200, count // 10), seed + 1, clients))  # warms the allocator
+        asyncio.run(_cancel_all(server.address, max(200, count // 4), seed + 1, clients))  # warms the allocator
         before = settle(server)
         ended = asyncio.run(_cancel_all(server.address, count, seed, clients))
         grown = settle(server) - before
