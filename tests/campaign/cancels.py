@@ -16,7 +16,13 @@ from tests.campaign.serving import MIB, served, settle
 from tests.campaign.wire import EXPLAIN, OIP, aio_channel, ask_aio
 
 MAX_GROWN_BYTES = 20 * MIB
-MOMENTS = (0.0, 0.001, 0.005, 0.02, 0.2)  # seconds until a client goes: before it is sent, while it waits, while it runs
+MOMENTS = (
+    0.0,
+    0.001,
+    0.005,
+    0.02,
+    0.2,
+)  # seconds until a client goes: before it is sent, while it waits, while it runs
 
 
 async def _one(channel: grpc.aio.Channel, random: Random, ended: Counter[str]) -> None:

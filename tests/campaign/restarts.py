@@ -20,6 +20,7 @@ from tests.campaign.serving import Served, put, start
 from tests.campaign.wire import percentile
 
 SETTLED_SECONDS = 1.5  # between two restarts, for clients to find the new replica
+KILLED_SECONDS = 6.0  # between two kills: a client waits longer and longer before it tries a dead address again
 
 
 @dataclass
@@ -87,7 +88,7 @@ def restarts(count: int = 6, threads: int = 4, *, kill: bool = False) -> Outcome
         client = stack.enter_context(Client([f"127.0.0.1:{port}" for port in ports]))
         with asking(client, asked, threads):
             for number in range(count):
-                time.sleep(SETTLED_SECONDS)
+                time.sleep(KILLED_SECONDS if kill else SETTLED_SECONDS)
                 if kill:
                     replicas[number % 2].process.kill()
                 codes.append(replicas[number % 2].stop())

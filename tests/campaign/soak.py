@@ -23,7 +23,7 @@ from tests.campaign.serving import MIB, Served, put, served, settle
 from tests.campaign.wire import EXPLAIN, OIP, OPTIONS, aio_channel, ask, ask_aio
 
 MAX_GROWN_BYTES = 20 * MIB
-RELOAD_SECONDS = 5.0
+RELOAD_SECONDS = 2.0
 VALID = (
     (EXPLAIN + "Explain", requests.explain(encoded_images=requests.PICTURES)),
     (EXPLAIN + "Explain", requests.explain(evidence=1)),
@@ -127,7 +127,7 @@ def soak(minutes: float = 20.0) -> Outcome:
     models = {"tiny": tiny(), "changing": tiny(1), "spare": tiny()}
     with served(models, "--model-control") as server:
         warm_up = Nuisance()
-        problems = list(_mixed(server, min(60.0, 10 + 6 * minutes), warm_up).problems)
+        problems = list(_mixed(server, min(60.0, 3 + 10 * minutes), warm_up).problems)
         before, seen = settle(server), Nuisance()
         load = _mixed(server, 60 * minutes, seen)
         grown = settle(server) - before

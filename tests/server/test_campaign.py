@@ -9,7 +9,6 @@ import pytest
 
 from tests.campaign.__main__ import attempt, main
 from tests.campaign.bombs import compressed_bomb, picture_bombs
-from tests.campaign.cancels import cancels
 from tests.campaign.drain import drain
 from tests.campaign.expiry import expiry
 from tests.campaign.fuzz import fuzz, message
@@ -40,13 +39,8 @@ def test_a_damaged_message_is_the_same_whenever_it_is_made() -> None:
     assert message(3, 1) != message(3, 2)
 
 
-def test_callers_who_leave_at_any_moment_leave_nothing_behind() -> None:
-    found = met(cancels(300))
-    assert found.counts["cancelled"] > 250
-
-
 def test_calls_in_flight_at_sigterm_are_all_answered() -> None:
-    found = met(drain(150, grace_seconds=20))
+    found = met(drain(100, grace_seconds=20))
     assert found.counts["answered"] == found.counts["sent"]
 
 
@@ -55,7 +49,7 @@ def test_rolling_restarts_lose_no_call() -> None:
 
 
 def test_reloads_asked_for_lose_no_call_and_refuse_broken_files() -> None:
-    assert met(reloads(10, "load")).counts["lost"] == 0
+    assert met(reloads(6, "load")).counts["lost"] == 0
 
 
 def test_reloads_noticed_by_polling_lose_no_call() -> None:
@@ -67,7 +61,7 @@ def test_hostile_models_are_refused_beside_a_good_one() -> None:
 
 
 def test_pictures_that_promise_too_much_cost_nothing() -> None:
-    met(picture_bombs(10, max_ms=20))  # ten of them say little about 1 ms
+    met(picture_bombs(5, max_ms=20))  # five of them say little about 1 ms
 
 
 def test_a_message_that_unpacks_to_too_much_is_refused() -> None:
@@ -75,12 +69,12 @@ def test_a_message_that_unpacks_to_too_much_is_refused() -> None:
 
 
 def test_ten_times_too_many_requests_leave_the_server_as_useful_as_before() -> None:
-    found = met(overload(4, min_goodput=0.7))  # others may use this machine as well
+    found = met(overload(2.5, min_goodput=0.7))  # others may use this machine as well
     assert found.counts["RESOURCE_EXHAUSTED"] > found.counts["OK"]
 
 
 def test_work_that_nobody_waits_for_stops() -> None:
-    met(expiry(2, products=100))
+    met(expiry(2, products=60))
 
 
 def test_bad_clients_do_not_keep_others_from_their_answers() -> None:
@@ -88,7 +82,7 @@ def test_bad_clients_do_not_keep_others_from_their_answers() -> None:
 
 
 def test_a_little_of_everything_loses_no_call_and_no_memory() -> None:
-    assert met(soak(0.1)).counts["lost"] == 0
+    assert met(soak(0.08)).counts["lost"] == 0
 
 
 def test_a_report_has_a_row_for_every_scenario_and_says_what_missed_its_bar(tmp_path: Path) -> None:
@@ -114,8 +108,14 @@ def test_a_scenario_that_breaks_is_one_that_is_not_met(capsys: pytest.CaptureFix
     assert "no server" in capsys.readouterr().err
 
 
-def test_the_command_runs_what_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_callers_who_leave_at_any_moment_leave_nothing_behind_says_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = tmp_path / "campaign.md"
-    assert main(["--only", "cancels", "--scale", "0.01", "--report", str(report)]) == 0
-    assert "| cancels | calls 200," in report.read_text()
+    code = main(["--only", "cancels", "--scale", "0.015", "--report", str(report)])
+    (found,) = json.loads(report.with_suffix(".json").read_text())["outcomes"]
+    assert (code, found["met"]) == (0, True), found
+    assert found["counts"]["calls"] == 300
+    assert found["counts"]["cancelled"] > 250
+    assert "| cancels | calls 300," in report.read_text()
     assert "[1/1] cancels ..." in capsys.readouterr().err
