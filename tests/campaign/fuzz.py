@@ -94,10 +94,17 @@ SEEDS = seeds()
 
 @dataclass
 class Tally:
-    """What came back."""
+    """What came back.
+
+    Attributes:
+        codes: how often each status came.
+        faults: numbers of the messages whose answers were wrong, by method and what was wrong.
+        said: the first sentence of each fault.
+    """
 
     codes: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
+    faults: dict[str, list[int]] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
 
     def add(self, number: int, method: str, reply: Reply) -> None:
         """Count an answer and note what is wrong with it."""
@@ -105,7 +112,16 @@ class Tally:
         found = [] if reply.code.name in PROPER else [f"is {reply.code.name}"]
         found += offences(reply, explained=False)
         if found:
-            self.problems.append(f"message {number} to {method}: {', '.join(found)}; it said {reply.text[:100]!r}")
+            fault = f"{method} {', '.join(dict.fromkeys(found))}"
+            self.faults.setdefault(fault, []).append(number)
+            self.said.setdefault(fault, reply.text[:100])
+
+    def problems(self) -> list[str]:
+        """Return one sentence for each kind of fault, with the first messages that showed it."""
+        return [
+            f"{fault} for {len(numbers)} messages, such as {numbers[:3]}; it said {self.said[fault]!r}"
+            for fault, numbers in self.faults.items()
+        ]
 
 
 async def _stream(channel: grpc.aio.Channel, data: bytes) -> Reply:
@@ -158,7 +174,7 @@ def fuzz(count: int = 100_000, seed: int = 20_250, clients: int = 16, first: int
         asyncio.run(_send_all(server.address, range(min(count, 500)), seed + 1, clients))  # warms the allocator
         start = settle(server)
         tally = asyncio.run(_send_all(server.address, range(first, first + count), seed, clients))
-        problems = [*tally.problems, *_after(server, before)]
+        problems = [*tally.problems(), *_after(server, before)]
         grown = (settle(server) - start) / MIB if server.process.poll() is None else math.nan
     refused = sum(number for code, number in tally.codes.items() if code != "OK")
     return outcome(
