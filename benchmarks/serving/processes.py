@@ -76,13 +76,18 @@ def wait_until_listening(process: int, port: int, seconds: float) -> None:
     """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if listens(port):
+            return
         if not _alive(process):
             raise NotStartedError("it ended before it listened")
         time.sleep(0.1)
     raise NotStartedError(f"nobody listens after {seconds:g} s")
+
+
+def listens(port: int) -> bool:
+    """Say whether somebody takes connections on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -31,10 +31,18 @@ from benchmarks.serving.__main__ import our_server
 from benchmarks.serving.load import Job
 from benchmarks.serving.measure import FailedError, Measured, measure_server, medians, ratio
 from benchmarks.serving.models import EXPLAINED, SERVED, model_name, write_models
-from benchmarks.serving.processes import NotStartedError, end_children_too, free_port, running, wait_until_listening
+from benchmarks.serving.processes import (
+    NotStartedError,
+    end_children_too,
+    free_port,
+    listens,
+    running,
+    wait_until_listening,
+)
 from benchmarks.serving.requests import Request, call_once, write_request
 
 START_SECONDS = 90.0
+GONE_SECONDS = 5.0  # without anybody who listens
 WARM_SECONDS = 0.3
 SECONDS = {"resnet20-32": 1.5, "resnet18-128": 2.0}
 ATTEMPTS = 3  # a start may fail because others keep the machine busy
@@ -76,7 +84,7 @@ def answer_of(peer: Peer, address: str, request: Request) -> bytes:
     """Ask until the peer answers; it may listen before its model is there.
 
     Raises:
-        NotStartedError: it never does; with what it said last.
+        NotStartedError: it never does, or listens no more; with what it said last.
     """
     until = time.monotonic() + START_SECONDS
     while True:
@@ -85,6 +93,8 @@ def answer_of(peer: Peer, address: str, request: Request) -> bytes:
                 return call_http(address, peer, request.body.read_bytes())
             return call_once(address, request, 10.0)
         except (grpc.RpcError, OSError, http.client.HTTPException) as error:
+            if not listens(int(address.rsplit(":", 1)[1])):
+                until = min(until, time.monotonic() + GONE_SECONDS)
             if time.monotonic() > until:
                 raise NotStartedError(f"it does not answer: {' '.join(str(error).split())[:300]}") from None
             time.sleep(0.5)
@@ -214,9 +224,9 @@ def main() -> None:
                         failures.pop(f"{peer.title}, {network}", None)
                         lines += rows(peer, network, results)
                         break
+                if options.json:
+                    options.json.write_text(json.dumps({"figures": lines, "left out": failures}, indent=2) + "\n")
     show(lines, failures)
-    if options.json:
-        options.json.write_text(json.dumps({"figures": lines, "left out": failures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
