@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from analyzers.errors import InvalidInputError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+
+# What a PNG's compressed texts may come to; none is looked at, and a hundred of a megabyte take longer than the pixels.
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 DEFAULT_MAX_PIXELS = 50_000_000
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -7,22 +7,22 @@ import logging
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2
 
 from pellucid.v1 import explain_pb2 as pb
 from server.batcher import BatchLimits
 from server.edge import Gate, GateLimits, streaming, unary
+from server.health import SERVICE as HEALTH
+from server.health import Health
 from server.load import load_model
 from server.oip import InferenceService, Unary
-from server.oip_messages import FILE as OPEN_INFERENCE_FILE
 from server.oip_messages import SERVICE as OPEN_INFERENCE
+from server.reflection import add_reflection
 from server.repository import Repository
 from server.request import Limits
 from server.servicer import Servicer
@@ -33,7 +33,7 @@ from server.workers import Workers
 log = logging.getLogger("pellucid.server")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExplainService"].full_name
-SERVICES = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+SERVICES = (SERVICE, OPEN_INFERENCE, HEALTH)
 
 
 def add_service(server: grpc.aio.Server, servicer: Servicer, gate: Gate) -> None:
@@ -58,21 +58,13 @@ def add_open_inference(server: grpc.aio.Server, service: InferenceService, gate:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OPEN_INFERENCE, handlers),))
 
 
-def add_reflection(server: grpc.aio.Server) -> None:
-    """Register reflection of every service, from one pool that holds them all."""
-    pool = DescriptorPool()
-    added: set[str] = set()
-
-    def add(file: FileDescriptor) -> None:
-        if file.name not in added:
-            added.add(file.name)
-            for needed in file.dependencies:
-                add(needed)
-            pool.AddSerializedFile(file.serialized_pb)
-
-    for file in (pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR, OPEN_INFERENCE_FILE):
-        add(file)
-    reflection.enable_server_reflection(SERVICES, server, pool)
+def add_health(server: grpc.aio.Server, healthy: Health, gate: Gate) -> None:
+    """Register `grpc.health.v1.Health`."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Check": unary(health_pb2.HealthCheckRequest, healthy.check, gate),
+        "Watch": streaming(health_pb2.HealthCheckRequest, healthy.watch, gate),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH, handlers),))
 
 
 def open_repository(settings: Settings, workers: Workers) -> Repository:
@@ -113,6 +105,13 @@ def make_server(settings: Settings) -> grpc.aio.Server:
     )
 
 
+def limits_of(settings: Settings) -> GateLimits:
+    """Return what may be under way at a time."""
+    return GateLimits(
+        settings.max_requests, settings.max_waiting_bytes, settings.max_request_seconds, settings.lame_duck_seconds
+    )
+
+
 async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is running and return.
 
@@ -128,30 +127,21 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
     workers = Workers(settings.workers)
     decoders = ThreadPoolExecutor(settings.workers, "decode")
     repository = open_repository(settings, workers)
-    gate = Gate(
-        GateLimits(
-            settings.max_requests,
-            settings.max_waiting_bytes,
-            settings.max_request_seconds,
-            settings.lame_duck_seconds,
-        )
-    )
+    gate = Gate(limits_of(settings))
     server = make_server(settings)
     limits = Limits(settings.max_images, settings.max_pixels)
     inference = InferenceService(repository, limits, settings, decoders, admit=gate.admit)
     add_service(server, Servicer(repository, limits, decoders), gate)
     add_open_inference(server, inference, gate)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    add_reflection(server)
+    healthy, watchers = Health(SERVICE, OPEN_INFERENCE), Gate(limits_of(settings))  # asked however busy the rest is
+    add_health(server, healthy, watchers)
+    add_reflection(server, SERVICES, gate)
     address = f"{settings.host}:{settings.port}"
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
         raise OSError(f"cannot listen on {address}; the port is taken or the address is not this machine's") from None
     await server.start()
-    for name in ("", SERVICE, OPEN_INFERENCE):
-        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -173,12 +163,16 @@ async def _poll(repository: Repository, seconds: float) -> None:
         await asyncio.to_thread(repository.poll)
 
 
-async def _drain(settings: Settings, server: grpc.aio.Server, healthy: health.aio.HealthServicer, gate: Gate) -> None:
+async def _drain(settings: Settings, server: grpc.aio.Server, healthy: Health, gate: Gate) -> None:
     """Say that we are going, give balancers time to notice, then finish what is under way."""
     log.info(
         "stopping in %.3g s; running requests have %.3g s to finish", settings.lame_duck_seconds, settings.grace_seconds
     )
-    await healthy.enter_graceful_shutdown()
+    await healthy.stop_serving()
     await asyncio.sleep(settings.lame_duck_seconds)
     gate.stopping.set()
-    await server.stop(settings.grace_seconds)
+    stopped = asyncio.create_task(server.stop(settings.grace_seconds))
+    with suppress(TimeoutError):
+        await asyncio.wait_for(gate.idle.wait(), settings.grace_seconds)
+    await healthy.close()  # watchers would stay until the last moment
+    await stopped

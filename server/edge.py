@@ -48,11 +48,14 @@ class Gate:
     Attributes:
         limits: what may be under way.
         stopping: set when the server is about to stop.
+        idle: set while nothing is under way.
     """
 
     def __init__(self, limits: GateLimits) -> None:
         self.limits = limits
         self.stopping = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
         self._requests = 0
         self._bytes = 0
 
@@ -69,11 +72,14 @@ class Gate:
             raise OverloadedError(0.1, f"calls of {self._bytes} bytes are under way already; try again later")
         self._requests += 1
         self._bytes += size
+        self.idle.clear()
         try:
             yield
         finally:
             self._requests -= 1
             self._bytes -= size
+            if not self._requests:
+                self.idle.set()
 
     async def until_stopping(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield a stream's messages; once the server stops, only those that are on their way already.
@@ -127,13 +133,15 @@ def streaming(
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     """Wrap a method from a stream of serialised messages to a stream of messages."""
 
-    async def handle(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def handle(messages: AsyncIterator[bytes], context: Context) -> None:
         try:
             with gate.admit(0):
                 async with aclosing(method(gate.until_stopping(aiter(messages)))) as answers:
                     async for answer in answers:
-                        yield _bytes(answer)
+                        await context.write(_bytes(answer))
         except Exception as error:
+            if context.done():  # whoever asked has gone, in the middle of an answer perhaps
+                return
             await abort(context, _explained(error, request_type))
 
     return grpc.stream_stream_rpc_method_handler(handle)

@@ -66,6 +66,10 @@ class NotAllowedError(PellucidError):
     """The server's settings do not allow this."""
 
 
+class UnknownServiceError(PellucidError):
+    """No such service; health was asked for it."""
+
+
 class UnsupportedError(PellucidError):
     """The protocol knows this call, the server does not do it."""
 
@@ -96,6 +100,7 @@ def _nothing(error: PellucidError) -> list[Message]:
 _STATUSES: tuple[tuple[type[PellucidError], grpc.StatusCode, str, Callable[..., list[Message]]], ...] = (
     (InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT", _bad_request),
     (UnknownModelError, grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL", _resource),
+    (UnknownServiceError, grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE", _nothing),
     (RefusedModelError, grpc.StatusCode.FAILED_PRECONDITION, "REFUSED_MODEL", _resource),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", _retry),
     (ExpiredError, grpc.StatusCode.DEADLINE_EXCEEDED, "EXPIRED", _nothing),
