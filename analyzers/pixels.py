@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +17,16 @@ from analyzers.errors import InvalidInputError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
-# What a PNG's compressed texts may come to; none is looked at, and a hundred of a megabyte take longer than the pixels.
-PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 DEFAULT_MAX_PIXELS = 50_000_000
+
+# A PNG's texts and colour profile may be packed a thousandfold. Nothing in them matters here but the orientation, which
+# is short, so that longer ones are left out before anything is unpacked.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP"))
+_MAX_TEXT_BYTES = 4096
+_MAX_TEXTS = 16
+_MAX_CHUNKS = 1 << 16
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 16
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -59,6 +69,8 @@ def decode(
     """
     if not encoded:
         raise InvalidInputError(field, "is empty; expected the bytes of a JPEG, PNG or WebP file")
+    if encoded.startswith(_PNG):
+        encoded = _without_long_texts(encoded)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `max_pixels` decides, and what cannot be decoded raises
@@ -69,6 +81,8 @@ def decode(
                         f"is {image.width} x {image.height} pixels, more than the limit of {max_pixels};"
                         " send a smaller picture",
                     )
+                if image.format == "PNG" and _lacks_rows(image, encoded):
+                    raise OSError("its last rows are missing")
                 rgb = _to_rgb(image)
                 source_width, source_height = rgb.size
                 if (source_width, source_height) != (width, height):
@@ -82,12 +96,56 @@ def decode(
         raise InvalidInputError(
             field, f"would decode to far more than the limit of {max_pixels} pixels; send a smaller picture"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, zlib.error) as error:
         # Pillow's decoders raise any of these on damaged files.
         raise InvalidInputError(
             field,
             f"cannot be decoded ({str(error)[:120] or type(error).__name__}); the file is damaged or truncated",
         ) from None
+
+
+def _without_long_texts(png: bytes) -> bytes:
+    """Return a PNG without texts and profiles that are long, or many; a damaged one is left to the decoder."""
+    kept, start, place, texts = [], 0, len(_PNG), 0
+    for _ in range(_MAX_CHUNKS):
+        if place + 8 > len(png):
+            break
+        (size,) = struct.unpack_from(">I", png, place)
+        kind, end = png[place + 4 : place + 8], place + size + 12
+        if kind in _TEXTS:
+            texts += 1
+            if size > _MAX_TEXT_BYTES or texts > _MAX_TEXTS:
+                kept.append(memoryview(png)[start:place])
+                start = min(end, len(png))
+        place = end
+    return b"".join((*kept, memoryview(png)[start:])) if start else png
+
+
+def _lacks_rows(image: Image.Image, png: bytes) -> bool:
+    """Whether a PNG's data end before its last row; Pillow leaves such rows at zero without a word."""
+    bottom = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
+    if any(bottom) or "interlace" in image.info:
+        return False
+    depth, colour = png[24], png[25]
+    row_bytes = 1 + (image.width * depth * _CHANNELS.get(colour, 1) + 7) // 8
+    missing, unpacker = row_bytes * image.height, zlib.decompressobj()
+    for data in _pixel_data(png):
+        while data and missing > 0:
+            missing -= len(unpacker.decompress(data, 1 << 16))
+            data = unpacker.unconsumed_tail
+    return missing > 0
+
+
+_CHANNELS = {2: 3, 4: 2, 6: 4}  # by PNG's colour type; the others have one
+
+
+def _pixel_data(png: bytes) -> Iterator[bytes]:
+    place = len(_PNG)
+    while place + 8 <= len(png):
+        (size,) = struct.unpack_from(">I", png, place)
+        if png[place + 4 : place + 8] == b"IDAT":
+            yield png[place + 8 : place + 8 + size]
+        place += size + 12
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -139,9 +139,9 @@ def streaming(
                 async with aclosing(method(gate.until_stopping(aiter(messages)))) as answers:
                     async for answer in answers:
                         await context.write(_bytes(answer))
+        except grpc.aio.InternalError:
+            return  # whoever asked has gone in the middle of an answer
         except Exception as error:
-            if context.done():  # whoever asked has gone, in the middle of an answer perhaps
-                return
             await abort(context, _explained(error, request_type))
 
     return grpc.stream_stream_rpc_method_handler(handle)
