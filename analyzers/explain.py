@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,19 @@ class Wanted:
         return not self.rows or row in self.rows
 
 
-def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted: Wanted) -> Explanation:
+def _unsigned(proof: Proof) -> Proof:
+    return proof
+
+
+def explain(
+    manifest: Manifest,
+    outputs: Outputs,
+    row: int,
+    frame: Frame,
+    wanted: Wanted,
+    *,
+    sign: Callable[[Proof], Proof] = _unsigned,
+) -> Explanation:
     """Explain picture `row` of a batch.
 
     Args:
@@ -66,6 +78,7 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
         row: which picture of the batch.
         frame: the size of that picture, to which positions refer.
         wanted: what to include.
+        sign: adds to the proof what only the caller knows, such as which file answered.
     """
     logits = outputs[manifest.scores.tensor][row]
     top_k_classes = min(wanted.top_k_classes or DEFAULT_TOP_K_CLASSES, manifest.max_classes)
@@ -109,10 +122,12 @@ def explain(manifest: Manifest, outputs: Outputs, row: int, frame: Frame, wanted
         else None,
         class_features=None if shown is None else shown.ledgers,
         contrast=None if shown is None else shown.contrast,
-        proof=Proof(
-            completeness_gap=None if decoded is None else decoded.gap,
-            exact=section is not None and section.exact,
-            inexact="the model has no class features" if section is None else section.inexact,
+        proof=sign(
+            Proof(
+                completeness_gap=None if decoded is None else decoded.gap,
+                exact=section is not None and section.exact,
+                inexact="the model has no class features" if section is None else section.inexact,
+            )
         ),
     )
 

@@ -112,22 +112,22 @@ class Fired(Mapping[int, explanation.Part]):
         cell: npt.NDArray[np.int64],
         frame: Frame,
     ) -> None:
-        fired = np.flatnonzero(score > 0)
-        self._order: list[int] = fired[np.argsort(-score[fired], kind="stable")].tolist()
+        self._fired = np.flatnonzero(score > 0)
         self._classes, self._learned_for = classes, section.learned_for
         self._places = places(section.grid, frame)
-        self._score, self._cell = score.tolist(), cell.tolist()
+        self._score, self._cell = score, cell
         self._made: dict[int, explanation.Part] = {}  # several ledgers name the same one
 
     def __getitem__(self, number: int) -> explanation.Part:
         if (made := self._made.get(number)) is not None:
             return made
-        if not (0 <= number < len(self._score) and self._score[number] > 0):
+        score = float(self._score[number]) if 0 <= number < len(self._score) else 0.0
+        if not score > 0:
             raise KeyError(number)
-        place = self._places[self._cell[number]]
+        place = self._places[int(self._cell[number])]
         self._made[number] = explanation.Part(
             filter=number,
-            score=self._score[number],
+            score=score,
             x=place.x,
             y=place.y,
             cell=place.cell,
@@ -137,14 +137,22 @@ class Fired(Mapping[int, explanation.Part]):
         return self._made[number]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._order)
+        return iter(self._order(len(self._fired)))
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._fired)
 
     def strongest(self, count: int) -> tuple[explanation.Part, ...]:
-        """Return the strongest ones."""
-        return tuple(self[number] for number in self._order[:count])
+        """Return the strongest ones; of equal ones those with the lower number."""
+        return tuple(self[number] for number in self._order(count))
+
+    def _order(self, count: int) -> list[int]:
+        fired, score = self._fired, self._score[self._fired]
+        if count < len(fired):
+            least = np.partition(score, -count)[-count] if count else np.inf
+            fired, score = fired[score >= least], score[score >= least]
+        order: list[int] = fired[np.argsort(-score, kind="stable")][:count].tolist()
+        return order
 
 
 def decode(

@@ -119,6 +119,11 @@ class Batcher:
             raise
         return answer
 
+    @property
+    def waits(self) -> bool:
+        """Whether something waits; the caller holds the lock."""
+        return bool(self._queue)
+
     def take(self, now: float, *, idle: bool) -> Callable[[], None] | float | None:
         """Return what to run now, or in how many seconds to ask again, or None; the caller holds the lock.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ log = logging.getLogger("pellucid.repository")
 
 CHECK_TOLERANCE = 1e-3
 MAX_PIXELS = 50_000_000
+MIN_GAIN = 1.03
 OUTSIDE = 1.0  # how far beyond the picture, in sizes of it, a node may be: cells at the edge look past it
 
 Float32Array = npt.NDArray[np.float32]
@@ -100,6 +102,26 @@ def warm(session: Session, manifest: Manifest, max_batch: int) -> None:
                 raise ModelError(
                     f"the output '{tensor}' has shape {list(values.shape)} for {count} pictures; expected a row of each"
                 )
+
+
+def worthwhile_batch(session: Session, manifest: Manifest, max_batch: int) -> int:
+    """Return `max_batch` if pictures that share a run take less time than one by one, and 1 if they do not.
+
+    A GPU, and a CPU with small pictures, gain much; on a CPU large pictures gain nothing and wait for each other.
+    """
+    alone, together = (_fastest(session, manifest, count) for count in (1, max_batch))
+    return max_batch if together * MIN_GAIN <= alone * max_batch else 1
+
+
+def _fastest(session: Session, manifest: Manifest, count: int) -> float:
+    """Return the least of three times that so many pictures take, in seconds; others may be running."""
+    images = np.zeros((count, 3, manifest.input.height, manifest.input.width), np.float32)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        session.run_images(manifest, images)
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def _expect_parts(meant: _Meant, parts: Parts) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analyzers import explanation as values
 from pellucid.v1 import explain_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 _Fired = Mapping[int, values.Part]
 _NUMBERS: dict[int, np.dtype[np.floating]] = {
@@ -19,30 +23,29 @@ _NUMBERS: dict[int, np.dtype[np.floating]] = {
 
 def to_message(explanation: values.Explanation, evidence: pb.EvidenceType = pb.EVIDENCE_TYPE_FLOAT32) -> pb.Explanation:
     """Return the message of an Explanation, its evidence, if it has any, in these numbers."""
-    message = pb.Explanation(
-        predictions=[prediction_message(prediction) for prediction in explanation.predictions],
-        width=explanation.width,
-        height=explanation.height,
-    )
-    if explanation.parts is not None:
-        message.parts.CopyFrom(
-            pb.Parts(parts=[_part_message(part) for part in explanation.parts.parts], layer=explanation.parts.layer)
-        )
-    if (graph := explanation.explanatory_graph) is not None:
-        message.explanatory_graph.CopyFrom(
-            pb.ExplanatoryGraph(
-                nodes=[_node_message(node) for node in graph.nodes],
-                layers=graph.layers,
-                class_name=graph.class_name,
-                right=graph.right,
-                down=graph.down,
-                mirrored=graph.mirrored,
-            )
-        )
-    if explanation.class_features is not None:
-        message.class_features.CopyFrom(_class_features_message(explanation, evidence))
-    message.proof.CopyFrom(proof_message(explanation.proof))
+    message = pb.Explanation()
+    put(message, explanation, evidence)
     return message
+
+
+def put(message: pb.Explanation, explanation: values.Explanation, evidence: pb.EvidenceType) -> None:
+    """Write an Explanation into an empty message, where it stands: put into another one it would be copied whole."""
+    message.width, message.height = explanation.width, explanation.height
+    for prediction in explanation.predictions:
+        message.predictions.add(
+            class_index=prediction.class_index,
+            class_name=prediction.class_name,
+            logit=prediction.logit,
+            probability=prediction.probability,
+        )
+    if explanation.parts is not None:
+        message.parts.layer = explanation.parts.layer
+        _put_parts(message.parts.parts, explanation.parts.parts)
+    if explanation.explanatory_graph is not None:
+        _put_graph(message.explanatory_graph, explanation.explanatory_graph)
+    if explanation.class_features is not None:
+        _put_class_features(message.class_features, explanation, evidence)
+    message.proof.CopyFrom(proof_message(explanation.proof))
 
 
 def proof_message(proof: values.Proof) -> pb.Proof:
@@ -123,20 +126,24 @@ def _graph_value(graph: pb.ExplanatoryGraph) -> values.ExplanatoryGraph:
     )
 
 
-def _node_message(node: values.Node) -> pb.Node:
-    return pb.Node(
-        layer=node.layer,
-        node=node.node,
-        filter=node.filter,
-        x=node.x,
-        y=node.y,
-        score=node.score,
-        percentile=node.percentile,
-        parents=node.parents,
-    )
+def _put_graph(message: pb.ExplanatoryGraph, graph: values.ExplanatoryGraph) -> None:
+    message.SetInParent()
+    message.layers.extend(graph.layers)
+    message.class_name = graph.class_name
+    message.right, message.down, message.mirrored = graph.right, graph.down, graph.mirrored
+    for node in graph.nodes:
+        message.nodes.add(
+            layer=node.layer,
+            node=node.node,
+            filter=node.filter,
+            x=node.x,
+            y=node.y,
+            score=node.score,
+            percentile=node.percentile,
+            parents=node.parents,
+        )
 
 
-@lru_cache(maxsize=4096)  # most boxes are cells of the same few grids
 def _box_message(box: values.Box) -> pb.Box:
     return pb.Box(left=box.left, top=box.top, right=box.right, bottom=box.bottom)
 
@@ -145,16 +152,25 @@ def _box_value(box: pb.Box) -> values.Box:
     return values.Box(box.left, box.top, box.right, box.bottom)
 
 
-def _part_message(part: values.Part) -> pb.Part:
+@lru_cache(maxsize=1 << 14)  # a filter peaks in few places
+def _unscored(
+    number: int, x: float, y: float, cell: values.Box, receptive_field: values.Box, learned_for: str
+) -> pb.Part:
     return pb.Part(
-        filter=part.filter,
-        score=part.score,
-        x=part.x,
-        y=part.y,
-        cell=_box_message(part.cell),
-        receptive_field=_box_message(part.receptive_field),
-        learned_for=part.learned_for,
+        filter=number,
+        x=x,
+        y=y,
+        cell=_box_message(cell),
+        receptive_field=_box_message(receptive_field),
+        learned_for=learned_for,
     )
+
+
+def _put_parts(messages: RepeatedCompositeFieldContainer[pb.Part], parts: Iterable[values.Part]) -> None:
+    for part in parts:
+        message = messages.add()
+        message.CopyFrom(_unscored(part.filter, part.x, part.y, part.cell, part.receptive_field, part.learned_for))
+        message.score = part.score
 
 
 def _part_value(part: pb.Part) -> values.Part:
@@ -169,31 +185,27 @@ def _part_value(part: pb.Part) -> values.Part:
     )
 
 
-def _class_features_message(explanation: values.Explanation, evidence: pb.EvidenceType) -> pb.ClassFeatures:
+def _put_class_features(message: pb.ClassFeatures, explanation: values.Explanation, evidence: pb.EvidenceType) -> None:
+    message.SetInParent()
     ledgers, contrast = explanation.class_features or (), explanation.contrast
+    for ledger in ledgers:
+        _put_ledger(message.ledgers.add(), ledger, evidence)
     entries = [entry for ledger in ledgers for entry in ledger.contributions]
-    entries += [] if contrast is None else contrast.contributions
+    if contrast is not None:
+        entries += contrast.contributions
+        _put_contrast(message.contrast, contrast)
     listed = set() if explanation.parts is None else {part.filter for part in explanation.parts.parts}
     fired = {entry.feature: entry.part for entry in entries if entry.part is not None and entry.feature not in listed}
-    message = pb.ClassFeatures(
-        ledgers=[_ledger_message(ledger, evidence) for ledger in ledgers],
-        parts=[_part_message(fired[feature]) for feature in sorted(fired)],
-        features_are_filters=any(entry.part is not None for entry in entries),
-    )
-    if contrast is not None:
-        message.contrast.CopyFrom(
-            pb.Contrast(
-                class_index=contrast.class_index,
-                class_name=contrast.class_name,
-                against_index=contrast.against_index,
-                against_name=contrast.against_name,
-                margin=contrast.margin,
-                contributions=map(_contribution_message, contrast.contributions),
-                rest=contrast.rest,
-                bias=contrast.bias,
-            )
-        )
-    return message
+    message.features_are_filters = any(entry.part is not None for entry in entries)
+    _put_parts(message.parts, (fired[feature] for feature in sorted(fired)))
+
+
+def _put_contrast(message: pb.Contrast, contrast: values.Contrast) -> None:
+    message.SetInParent()
+    message.class_index, message.class_name = contrast.class_index, contrast.class_name
+    message.against_index, message.against_name = contrast.against_index, contrast.against_name
+    message.margin, message.rest, message.bias = contrast.margin, contrast.rest, contrast.bias
+    _put_contributions(message.contributions, contrast.contributions)
 
 
 def _contrast_value(contrast: pb.Contrast, fired: _Fired) -> values.Contrast:
@@ -209,8 +221,11 @@ def _contrast_value(contrast: pb.Contrast, fired: _Fired) -> values.Contrast:
     )
 
 
-def _contribution_message(entry: values.Contribution) -> pb.Contribution:
-    return pb.Contribution(feature=entry.feature, contribution=entry.contribution, activation=entry.activation)
+def _put_contributions(
+    messages: RepeatedCompositeFieldContainer[pb.Contribution], contributions: Iterable[values.Contribution]
+) -> None:
+    for entry in contributions:
+        messages.add(feature=entry.feature, contribution=entry.contribution, activation=entry.activation)
 
 
 def _contribution_value(entry: pb.Contribution, fired: _Fired) -> values.Contribution:
@@ -234,17 +249,12 @@ def _evidence_value(message: pb.EvidenceMap) -> values.EvidenceMap:
     return values.EvidenceMap(rows, _box_value(message.area))
 
 
-def _ledger_message(ledger: values.Ledger, evidence: pb.EvidenceType) -> pb.Ledger:
-    return pb.Ledger(
-        class_index=ledger.class_index,
-        class_name=ledger.class_name,
-        logit=ledger.logit,
-        contributions=map(_contribution_message, ledger.contributions),
-        omitted=ledger.omitted,
-        rest=ledger.rest,
-        bias=ledger.bias,
-        evidence=None if ledger.evidence is None else _evidence_message(ledger.evidence, evidence),
-    )
+def _put_ledger(message: pb.Ledger, ledger: values.Ledger, evidence: pb.EvidenceType) -> None:
+    message.class_index, message.class_name, message.logit = ledger.class_index, ledger.class_name, ledger.logit
+    message.omitted, message.rest, message.bias = ledger.omitted, ledger.rest, ledger.bias
+    _put_contributions(message.contributions, ledger.contributions)
+    if ledger.evidence is not None:
+        message.evidence.CopyFrom(_evidence_message(ledger.evidence, evidence))
 
 
 def _ledger_value(ledger: pb.Ledger, fired: _Fired) -> values.Ledger:

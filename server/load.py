@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from analyzers.errors import ModelError
 from analyzers.runtime import Device
 from server.batcher import BatchLimits
-from server.check import open_checked
+from server.check import open_checked, worthwhile_batch
 from server.model import ExplainedModel
 from server.workers import Workers
+
+log = logging.getLogger("pellucid.repository")
 
 MAX_FILE_BYTES = 2**31 - 1  # what a protobuf message can hold
 ALONE = BatchLimits(max_batch=1, max_delay_seconds=0, max_queue=1, instances=1)
@@ -51,6 +55,9 @@ def load_model(
     if vet is not None:
         vet(data)
     session, manifest, head = open_checked(data, device=device, threads=threads, max_batch=limits.max_batch)
+    size = worthwhile_batch(session, manifest, limits.max_batch)
+    if size < limits.max_batch:
+        log.info("%s/%s runs pictures one by one: batches do not make it faster here", name, version)
     return ExplainedModel.of(
         name,
         version,
@@ -59,7 +66,7 @@ def load_model(
         sha256=hashlib.sha256(data).hexdigest(),
         head=head,
         workers=workers or Workers(0),
-        limits=limits,
+        limits=replace(limits, max_batch=size),
     )
 
 

@@ -78,10 +78,9 @@ class ExplainedModel:
         self, outputs: Outputs, start: int, frames: Sequence[Frame], digests: Sequence[str], wanted: Wanted
     ) -> list[Explanation]:
         """Explain the pictures whose rows begin at `start`; arguments as in `explain`."""
-        answers = [explain(self.manifest, outputs, start + row, frame, wanted) for row, frame in enumerate(frames)]
         return [
-            replace(answer, proof=self.signed(answer.proof, digest))
-            for answer, digest in zip(answers, digests, strict=True)
+            explain(self.manifest, outputs, start + row, frame, wanted, sign=partial(self.signed, digest=digest))
+            for row, (frame, digest) in enumerate(zip(frames, digests, strict=True))
         ]
 
     def explain(
@@ -100,8 +99,10 @@ class ExplainedModel:
 
     def signed(self, proof: Proof, digest: str) -> Proof:
         """Return the proof with what it is about: this model, what runs it, and the picture of that SHA-256."""
-        return replace(
-            proof,
+        return Proof(
+            proof.completeness_gap,
+            proof.exact,
+            proof.inexact,
             model_sha256=self.sha256,
             image_sha256=digest,
             execution_provider=self.session.provider,

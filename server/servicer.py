@@ -11,7 +11,7 @@ from analyzers.explain import DEFAULT_TOP_K_CLASSES, predictions
 from analyzers.what_if import Change, Float64Array
 from pellucid.v1 import explain_pb2 as pb
 from server.batcher import Outputs
-from server.convert import prediction_message, proof_message, to_message
+from server.convert import prediction_message, proof_message, put
 from server.model import ExplainedModel, WhatIf
 from server.repository import Repository
 from server.request import Batch, Limits, read_batch, read_wanted
@@ -41,8 +41,9 @@ class Servicer:
 
         def finish(outputs: Outputs, start: int) -> bytes:
             answers = model.answer(outputs, start, batch.frames, batch.digests, wanted)
-            messages = [to_message(answer, request.evidence) for answer in answers]
-            response = pb.ExplainResponse(model=model.name, version=model.version, explanations=messages)
+            response = pb.ExplainResponse(model=model.name, version=model.version)
+            for answer in answers:
+                put(response.explanations.add(), answer, request.evidence)
             return response.SerializeToString()
 
         return await model.run(batch.images, model.outputs, finish)
