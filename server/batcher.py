@@ -27,6 +27,8 @@ Outputs = dict[str, npt.NDArray[Any]]
 Finish = Callable[[Outputs, int], Any]
 T = TypeVar("T")
 
+CERTAIN = 0.8  # share of the time left that is promised; a queue filled to the last moment makes everybody late
+
 
 class Runner(Protocol):
     """Runs a batch once."""
@@ -108,7 +110,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         work = _Work(images, names, finish, deadline(), time.monotonic(), loop, loop.create_future())
         with self._workers.lock:
-            self._admit(work)
+            self._admit(len(images), work.arrived, work.deadline)
             self._queue.append(work)
             self._waiting += len(images)
             self._workers.wake(self)
@@ -141,12 +143,21 @@ class Batcher:
         self._running += 1
         return lambda: self._run(batch)
 
-    def _admit(self, work: _Work) -> None:
+    def check(self, pictures: int) -> None:
+        """Refuse pictures that could not be answered in time, before anybody reads them.
+
+        Raises:
+            OverloadedError: too many wait, or it could not be done before the deadline.
+        """
+        with self._workers.lock:
+            self._admit(pictures, time.monotonic(), deadline())
+
+    def _admit(self, pictures: int, now: float, until: float) -> None:
         ahead = self._waiting / max(1, self._limits.instances) * self._seconds
-        if self._waiting and self._waiting + len(work.images) > self._limits.max_queue:
+        if self._waiting and self._waiting + pictures > self._limits.max_queue:
             raise OverloadedError(ahead, f"{self._waiting} pictures wait for this model already; try again later")
-        if self._running >= self._limits.instances and work.arrived + ahead + self._seconds > work.deadline:
-            left = max(0.0, work.deadline - work.arrived)
+        left = max(0.0, until - now)
+        if self._running >= self._limits.instances and ahead + self._seconds > CERTAIN * left:
             raise OverloadedError(
                 ahead, f"those who wait already take {ahead:.3g} s, the deadline is in {left:.3g} s; try again later"
             )

@@ -182,6 +182,7 @@ class InferenceService:
         """
         model = self._repository.get(request.model_name, request.model_version)
         question = read_question(request, model, self._limits)
+        model.batcher.check(1)
         if question.timeout_seconds is None:
             return await self._answer(request, question, model)
         async with within(question.timeout_seconds):

@@ -37,6 +37,7 @@ class Servicer:
         """Predict and explain the pictures of a request in one run; the answer is an ExplainResponse, serialised."""
         model = self._repository.get(request.model, request.version)
         wanted = read_wanted(request)
+        model.batcher.check(len(request.encoded_images) or 1)
         batch = await self._read(request, model)
 
         def finish(outputs: Outputs, start: int) -> bytes:
