@@ -73,7 +73,7 @@ def area(grid: Grid, frame: Frame) -> Box:
     return Box(left * frame.scale_x, top * frame.scale_y, right * frame.scale_x, bottom * frame.scale_y)
 
 
-@lru_cache(maxsize=64)  # every answer asks for dozens of places in pictures of the same few sizes
+@lru_cache(maxsize=32)  # every answer asks for dozens of places in pictures of the same few sizes
 def _places(
     cells: tuple[int, int],
     offset: tuple[float, float],

@@ -152,7 +152,7 @@ def _box_value(box: pb.Box) -> values.Box:
     return values.Box(box.left, box.top, box.right, box.bottom)
 
 
-@lru_cache(maxsize=1 << 14)  # a filter peaks in few places
+@lru_cache(maxsize=1 << 11)  # a filter peaks in few places; each entry takes some 2 KB
 def _unscored(
     number: int, x: float, y: float, cell: values.Box, receptive_field: values.Box, learned_for: str
 ) -> pb.Part:
