@@ -23,5 +23,9 @@ class ModelError(PellucidError):
     """A model file cannot be used: missing, truncated, not ONNX, without or with an unknown manifest."""
 
 
+class ModelRunError(ModelError):
+    """ONNX Runtime could not load the model, or its run failed."""
+
+
 class DataError(PellucidError):
     """Pictures or index files on disk cannot be used."""

@@ -16,7 +16,7 @@ from onnx.inliner import inline_local_functions
 from analyzers import __version__, manifest
 from analyzers.class_features import Head
 from analyzers.cli import read_model
-from analyzers.errors import ModelError
+from analyzers.errors import ModelError, ModelRunError
 from analyzers.find_head import Classifier, find_classifier
 from analyzers.graph import Graph, ancestors
 from analyzers.manifest import METADATA_KEY, Manifest, Provenance, Scores
@@ -165,7 +165,7 @@ def read_plain(
     try:
         found = find_classifier(model, picture, scores)
     except ModelError as error:
-        if not frozen or "ONNXRuntimeError" not in str(error):
+        if not (frozen and isinstance(error, ModelRunError)):
             raise
         raise ModelError(
             f"the model was exported for a batch of {frozen} and its batch axis cannot be freed; export it with a free"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from analyzers.errors import ModelError, PellucidError
+from analyzers.errors import ModelError, ModelRunError, PellucidError
 from analyzers.manifest import Manifest
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -141,7 +141,7 @@ class Session:
         try:
             values = self.session.run(names, dict(feeds), None if run is None else run.options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise ModelError(f"the model failed to run: {_one_line(error)}") from None
+            raise ModelRunError(f"the model failed to run: {_one_line(error)}") from None
         return dict(zip(names, values, strict=True))
 
     def batch(self, tensor: str) -> int | None:
@@ -203,7 +203,7 @@ def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 
         if device == "gpu":
             open_session(model, device="cpu", threads=threads)  # a file that is no model is not the GPU's fault
             raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {_one_line(error)}") from None
-        raise ModelError(f"ONNX Runtime cannot load the file: {_one_line(error)}") from None
+        raise ModelRunError(f"ONNX Runtime cannot load the file: {_one_line(error)}") from None
     inputs = {given.name: list(given.shape) for given in session.get_inputs()}
     outputs = tuple(output.name for output in session.get_outputs())
     return Session(session, session.get_providers()[0], inputs, outputs)

@@ -12,6 +12,7 @@ import pytest
 
 from analyzers.errors import ModelError, PellucidError
 from analyzers.manifest import METADATA_KEY
+from analyzers.probe import PROBE_KEY
 from analyzers.runtime import CPU, CUDA, WHEELS, RuntimeNotReadyError, check_wheels, open_session, ort, providers
 from tests.conftest import ROOT, tiny_plain
 
@@ -73,7 +74,7 @@ def test_a_file_and_its_bytes_are_the_same_session(tmp_path: Path, tiny_model: b
     file, data = open_session(tmp_path / "model.onnx"), open_session(tiny_model)
     assert file.provider == data.provider == CPU
     assert file.metadata == data.metadata
-    assert set(file.metadata) == {METADATA_KEY}
+    assert set(file.metadata) == {METADATA_KEY, PROBE_KEY}
     assert file.inputs == data.inputs == {"image": ["batch", 3, 16, 16]}
     assert file.outputs[0] == "logits"
     first, second = file.run({"image": IMAGES}), data.run({"image": IMAGES})
