@@ -62,7 +62,7 @@ class Served:
         """Return what the log and the process say that a healthy server does not."""
         text = self.log.read_text(errors="replace")
         raised = Counter(re.split(r"[\[(<]", one)[0][:120] for one in RAISED.findall(text))
-        # gRPC itself logs this one when a client vanishes while it writes; the call is over by then, and nothing is lost.
+        # gRPC itself logs this one when a client vanishes while it writes; the call is over by then.
         raised = {error: number for error, number in raised.items() if "ExecuteBatchError" not in error}
         found = [f"the log has {number} tracebacks of {error}" for error, number in raised.items()]
         code = self.process.poll()
