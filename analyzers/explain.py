@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzers import class_features, nodes, parts
+from analyzers import ledgers, nodes, parts
 from analyzers.errors import InvalidInputError
 from analyzers.explanation import Explanation, Parts, Prediction, Proof
 from analyzers.geometry import Frame
@@ -89,7 +89,7 @@ def explain(
     decoded = None
     section = manifest.class_features
     if section is not None:
-        decoded = class_features.decode(
+        decoded = ledgers.decode(
             section,
             logits,
             manifest.classes,
