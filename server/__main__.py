@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from analyzers import cli
-from server.app import serve
-from server.settings import Settings
-
-PROGRAM = "pellucid-serve"
-
-# How long a thread that runs a model waits for a busy event loop to let it go on; Python's own 5 ms are half a run.
-SWITCH_SECONDS = 0.0005
+from server.processes import serve_alone, serve_together
+from server.settings import PROGRAM, Settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,13 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    sys.setswitchinterval(SWITCH_SECONDS)
-    return cli.run(PROGRAM, lambda: asyncio.run(serve(settings, _announce)))
+    run = serve_alone if settings.processes == 1 else serve_together
+    return run(settings, _announce)
 
 
 def _announce(address: str) -> None:

@@ -96,7 +96,8 @@ def make_server(settings: Settings) -> grpc.aio.Server:
     return grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.max_request_bytes),
-            ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a wish
+            # Unless it is one of ours, a second server on the same port is a mistake, not a wish.
+            ("grpc.so_reuseport", int(settings.processes > 1)),
             ("grpc.keepalive_time_ms", 60_000),  # finds out that a client has vanished without a word
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may ask as often whether we are there

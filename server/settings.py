@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
 MIB = 1024 * 1024
+PROGRAM = "pellucid-serve"
 
 
 class Settings(BaseSettings):
@@ -23,12 +24,17 @@ class Settings(BaseSettings):
         extra="forbid",
         cli_kebab_case=True,
         cli_implicit_flags=True,
-        cli_prog_name="pellucid-serve",
+        cli_prog_name=PROGRAM,
     )
 
     repository: Path = Field(description="folder with NAME/VERSION/model.onnx files")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(50051, description="port; 0 takes a free one")
+
+    processes: Positive = Field(
+        1,
+        description="server processes on the port, each with its own copy of the models; more serve small ones faster",
+    )
 
     versions: Literal["latest", "all"] | Positive = Field(
         "latest", description="which versions of a model to serve: latest, all, or how many of the newest"
@@ -39,7 +45,7 @@ class Settings(BaseSettings):
     vet_memory_bytes: Positive = Field(8192 * MIB, description="memory a model file may take in its trial")
 
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu refuses to fall back to the CPU")
-    workers: Positive = Field(os.cpu_count() or 1, description="runs at a time, of all models together")
+    workers: Positive = Field(os.cpu_count() or 1, description="runs at a time, of all models and processes together")
     instances: Annotated[int, Field(ge=0)] = Field(0, description="runs at a time of one model; 0: as many as workers")
     threads: Positive = Field(1, description="threads within one run")
     max_batch: Positive = Field(8, description="pictures of different requests that may share a run")
@@ -60,3 +66,9 @@ class Settings(BaseSettings):
     lame_duck_seconds: Seconds = Field(1.0, description="between NOT_SERVING and no longer taking requests")
     grace_seconds: Seconds = Field(30.0, description="time for running requests at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log on stderr")
+
+    @model_validator(mode="after")
+    def _refuse_control_of_one_of_several(self) -> Self:
+        if self.model_control and self.processes > 1:
+            raise ValueError("a client would load a model in one process of several; use --poll-seconds instead")
+        return self
