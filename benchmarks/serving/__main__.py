@@ -68,16 +68,17 @@ def cases(network: str) -> list[Case]:
 
 
 @contextmanager
-def our_server(root: Path, log: Path) -> Iterator[tuple[int, str]]:
-    """Serve a repository with default settings; yield the server's process id and address."""
+def our_server(root: Path, log: Path, processes: int) -> Iterator[tuple[int, str]]:
+    """Serve a repository, otherwise with default settings; yield the server's process id and address."""
     port = free_port()
     command = [sys.executable, "-m", "server", "--repository", str(root), "--port", str(port), "--log-level", "error"]
+    command += ["--processes", str(processes)]
     with running(command, log) as process:
         wait_until_listening(process, port, 120)
         yield process, f"127.0.0.1:{port}"
 
 
-def run(folder: Path, networks: list[str], rounds: int, scale: float) -> Results:
+def run(folder: Path, networks: list[str], rounds: int, scale: float, processes: int) -> Results:
     """Measure everything, in another order each round."""
     root = folder / "repository"
     write_models(root, networks)
@@ -89,8 +90,8 @@ def run(folder: Path, networks: list[str], rounds: int, scale: float) -> Results
     }
     order = random.Random(0)  # noqa: S311 (an order, not a secret)
     results: Results = defaultdict(list)
-    with our_server(root, folder / "server.log") as (process, address):
-        for request in requests.values():
+    with our_server(root, folder / "server.log", processes) as (process, address):
+        for request in [*requests.values()] * 4 * processes:  # each process is likely to see each of them
             call_once(address, request)
         turns = [(number, network) for number in range(rounds) for network in networks]
         for _, network in track(turns, "rounds", len(turns)):
@@ -162,13 +163,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where models and logs are kept; a temporary one if left out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="how many times as long a measurement takes")
+    parser.add_argument("--processes", type=int, default=CORES, help="of the server (default: as many as cores)")
     parser.add_argument("--only", choices=SERVED, nargs="+", default=list(SERVED), help="networks")
     options = parser.parse_args()
     end_children_too()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        lines = rows(run(folder, options.only, options.rounds, options.scale))
+        lines = rows(run(folder, options.only, options.rounds, options.scale, options.processes))
     show(lines)
     if options.json:
         options.json.write_text(json.dumps(lines, indent=2) + "\n")

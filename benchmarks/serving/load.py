@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.serving.http1 import Http1
 from benchmarks.serving.http2 import Http2
 
-PER_CONNECTION = 8  # calls under way, where a connection takes more than one
+MAX_CONNECTIONS = 8  # where one takes more than one call: some callers share one, as in real clients
 PATIENCE_SECONDS = 30.0
 
 
@@ -119,8 +119,7 @@ def _connect(job: Job) -> list[Http1] | list[Http2]:
     body = Path(job.body).read_bytes()
     if job.content_type:
         return [Http1(job.address, job.path, body, job.content_type) for _ in range(job.concurrency)]
-    count = -(-job.concurrency // PER_CONNECTION)
-    return [Http2(job.address, job.path, body) for _ in range(count)]
+    return [Http2(job.address, job.path, body) for _ in range(min(job.concurrency, MAX_CONNECTIONS))]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rich.table import Table
 from analyzers.runtime import RUNTIME
 from benchmarks.latency import processor
 from benchmarks.peers.serving.peers import PEERS, Peer, check, command, environment, expected_logits, generate
-from benchmarks.serving.__main__ import our_server
+from benchmarks.serving.__main__ import CORES, our_server
 from benchmarks.serving.load import Job
 from benchmarks.serving.measure import FailedError, Measured, measure_server, medians, ratio
 from benchmarks.serving.models import EXPLAINED, SERVED, model_name, write_models
@@ -123,7 +123,7 @@ def measure_peer(peer: Peer, network: str, folder: Path, environments: Path, rou
         wait_until_listening(theirs, port, START_SECONDS)
         request = Request(peer.path, body)
         check(peer, answer_of(peer, address, request), expected_logits(file, size))
-        process, ours = stack.enter_context(our_server(root, folder / "server.log"))
+        process, ours = stack.enter_context(our_server(root, folder / "server.log", CORES))
         targets = {
             PEER: Target(theirs, address, request, peer.content_type),
             OURS: Target(process, ours, write_request(folder, "infer float32", model, size)),
