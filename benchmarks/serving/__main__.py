@@ -11,7 +11,6 @@ it is more than a few percent.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -28,6 +27,7 @@ from rich.table import Table
 from analyzers.progress import track
 from analyzers.runtime import RUNTIME
 from benchmarks.latency import processor
+from benchmarks.record import Line, Record
 from benchmarks.serving.load import Job
 from benchmarks.serving.measure import Measured, measure_bare, measure_server, medians, ratio
 from benchmarks.serving.models import EXPLAINED, PLAIN, SERVED, model_name, write_models
@@ -112,11 +112,11 @@ def bare_of(case: Case) -> Case:
     return Case(case.network, case.file, BARE, 1 if case.concurrency == 1 else CORES)
 
 
-def rows(results: Results) -> list[dict[str, str | float]]:
+def rows(results: Results) -> list[Line]:
     """Return the table's lines."""
     lines = []
     for case, measured in sorted(results.items()):
-        line: dict[str, str | float] = {**asdict(case), **asdict(medians(measured))}
+        line: Line = {**asdict(case), **asdict(medians(measured))}
         if case.kind != BARE:
             bare = medians(results[bare_of(case)])
             line["rate_to_bare"] = ratio(measured, results[bare_of(case)])
@@ -143,7 +143,7 @@ COLUMNS = {
 }
 
 
-def show(lines: list[dict[str, str | float]]) -> None:
+def show(lines: list[Line]) -> None:
     """Print the table."""
     table = Table(title=f"{processor()}, {CORES} cores, {RUNTIME}")
     for name in ("network", "file", "request", "at a time"):
@@ -173,7 +173,9 @@ def main() -> None:
         lines = rows(run(folder, options.only, options.rounds, options.scale, options.processes))
     show(lines)
     if options.json:
-        options.json.write_text(json.dumps(lines, indent=2) + "\n")
+        Record(f"python -m benchmarks.serving --rounds {options.rounds} --processes {options.processes}", lines).write(
+            options.json
+        )
 
 
 if __name__ == "__main__":

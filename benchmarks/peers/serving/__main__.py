@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -27,6 +26,7 @@ from rich.table import Table
 from analyzers.runtime import RUNTIME
 from benchmarks.latency import processor
 from benchmarks.peers.serving.peers import PEERS, Peer, check, command, environment, expected_logits, generate
+from benchmarks.record import Line, Record
 from benchmarks.serving.__main__ import CORES, our_server
 from benchmarks.serving.load import Job
 from benchmarks.serving.measure import FailedError, Measured, measure_server, medians, ratio
@@ -47,6 +47,7 @@ WARM_SECONDS = 0.3
 SECONDS = {"resnet20-32": 1.5, "resnet18-128": 2.0}
 ATTEMPTS = 3  # a start may fail because others keep the machine busy
 CONCURRENCIES = (8, 32)
+COMMAND = "python -m benchmarks.peers.serving --environments DIR"
 PEER, OURS, TYPED = "peer", "ours, same bytes", "ours, typed reasons"
 
 Results = dict[tuple[str, int], list[Measured]]
@@ -147,14 +148,14 @@ def in_turns(targets: dict[str, Target], rounds: int, seconds: float) -> Results
     return results
 
 
-def rows(peer: Peer, network: str, results: Results) -> list[dict[str, str | float]]:
+def rows(peer: Peer, network: str, results: Results) -> list[Line]:
     """Return the table's lines for one peer."""
     lines = []
     for concurrency in CONCURRENCIES:
         theirs = results[PEER, concurrency]
         for name in (PEER, OURS, TYPED):
             measured = results[name, concurrency]
-            line: dict[str, str | float] = {
+            line: Line = {
                 "peer": peer.title,
                 "network": network,
                 "concurrency": concurrency,
@@ -168,7 +169,7 @@ def rows(peer: Peer, network: str, results: Results) -> list[dict[str, str | flo
     return lines
 
 
-def show(lines: list[dict[str, str | float]], failures: dict[str, str]) -> None:
+def show(lines: list[Line], failures: dict[str, str]) -> None:
     """Print the table and who is not in it."""
     table = Table(title=f"{processor()}, {RUNTIME}, explained files, all outputs")
     for title in ("peer", "network", "at a time", "server"):
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=SECONDS, default=list(SECONDS))
     options = parser.parse_args()
     end_children_too()
-    lines: list[dict[str, str | float]] = []
+    lines: list[Line] = []
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
@@ -225,7 +226,7 @@ def main() -> None:
                         lines += rows(peer, network, results)
                         break
                 if options.json:
-                    options.json.write_text(json.dumps({"figures": lines, "left out": failures}, indent=2) + "\n")
+                    Record(f"{COMMAND} --rounds {options.rounds}", lines, failures).write(options.json)
     show(lines, failures)
 
 
