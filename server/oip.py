@@ -111,6 +111,8 @@ class InferenceService:
         self._limits = limits
         self._settings = settings
         self._decoders = decoders
+        # Enough to fill one batch while another runs; more would only let streams crowd out single calls.
+        self._turns = asyncio.Semaphore(max(STREAM_REQUESTS, 2 * settings.max_batch))
 
     def methods(self) -> dict[str, Unary | Stream]:
         """Return every call of the service by name."""
@@ -190,7 +192,7 @@ class InferenceService:
 
     def model_stream_infer(self, requests: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
         """Answer serialised requests in their order; what one of them does wrong is said in its answer."""
-        return answer_in_order(requests, self._answer_in_stream, STREAM_REQUESTS)
+        return answer_in_order(requests, self._answer_in_stream, STREAM_REQUESTS, self._turns)
 
     async def repository_index(self, request: oip.RepositoryIndexRequest) -> oip.RepositoryIndexResponse:
         """List every model version on disk or loaded."""

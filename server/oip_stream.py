@@ -8,7 +8,10 @@ from typing import Any
 
 
 async def answer_in_order(
-    requests: AsyncIterable[bytes], answer: Callable[[bytes], Coroutine[Any, Any, bytes]], at_a_time: int
+    requests: AsyncIterable[bytes],
+    answer: Callable[[bytes], Coroutine[Any, Any, bytes]],
+    at_a_time: int,
+    turns: asyncio.Semaphore,
 ) -> AsyncGenerator[bytes]:
     """Yield the answer to each request.
 
@@ -18,6 +21,8 @@ async def answer_in_order(
         requests: what arrives.
         answer: answers one of them.
         at_a_time: how many may be under way, those included whose answer has not been taken yet.
+        turns: how many of all streams together may be under way. Streams take them one by one, first come first
+            served, so that many of them are no heavier for everybody else than one is.
     """
     room = asyncio.Semaphore(at_a_time)
     under_way: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
@@ -26,7 +31,10 @@ async def answer_in_order(
         try:
             await room.acquire()
             async for request in requests:
-                under_way.put_nowait(asyncio.create_task(answer(request)))
+                await turns.acquire()
+                task = asyncio.create_task(answer(request))
+                task.add_done_callback(lambda _: turns.release())
+                under_way.put_nowait(task)
                 await room.acquire()
         finally:
             under_way.put_nowait(None)

@@ -113,7 +113,7 @@ def test_answers_keep_the_order_of_requests_whichever_is_ready_first() -> None:
         return request
 
     async def ask() -> list[bytes]:
-        return [one async for one in answer_in_order(of(b"0", b"1", b"2"), later_ones_first, 3)]
+        return [one async for one in answer_in_order(of(b"0", b"1", b"2"), later_ones_first, 3, asyncio.Semaphore(3))]
 
     assert asyncio.run(ask()) == [b"0", b"1", b"2"]
 
@@ -136,7 +136,7 @@ def test_as_many_requests_are_under_way_as_may_be_and_no_more() -> None:
         return request
 
     async def ask() -> int:
-        answers = answer_in_order(source(), slow, 4)
+        answers = answer_in_order(source(), slow, 4, asyncio.Semaphore(9))
         await anext(answers)
         await asyncio.sleep(0.02)  # nothing is taken from us meanwhile
         unread = len(taken)
@@ -147,13 +147,58 @@ def test_as_many_requests_are_under_way_as_may_be_and_no_more() -> None:
     assert most == 4
 
 
+def test_many_streams_together_have_no_more_under_way_than_one_and_take_turns() -> None:
+    under_way, most = 0, 0
+    order: list[int] = []
+
+    async def slow(request: bytes) -> bytes:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        order.append(int(request))
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        return request
+
+    async def stream(number: int, turns: asyncio.Semaphore) -> int:
+        requests = of(*[b"%d" % number] * 10)
+        return len([one async for one in answer_in_order(requests, slow, 16, turns)])
+
+    async def ask() -> list[int]:
+        turns = asyncio.Semaphore(4)
+        return await asyncio.gather(*(stream(number, turns) for number in range(8)))
+
+    assert asyncio.run(ask()) == [10] * 8
+    assert most == 4
+    assert len(set(order[8:24])) >= 6  # nobody's requests come in a row
+
+
+def test_streams_whose_answers_nobody_takes_keep_no_turn() -> None:
+    async def echo(request: bytes) -> bytes:
+        return request
+
+    async def ask() -> bytes:
+        turns = asyncio.Semaphore(2)
+        stuck = [answer_in_order(of(*[b"0"] * 30), echo, 5, turns) for _ in range(3)]
+        for one in stuck:
+            await anext(one)
+        await asyncio.sleep(0.01)
+        good = answer_in_order(of(b"good"), echo, 5, turns)
+        answer = await asyncio.wait_for(anext(good), 5)
+        for one in (*stuck, good):
+            await one.aclose()
+        return answer
+
+    assert asyncio.run(ask()) == b"good"
+
+
 def test_what_ends_the_requests_ends_the_stream_once_all_that_came_is_answered() -> None:
     async def echo(request: bytes) -> bytes:
         await asyncio.sleep(0.001)
         return request
 
     async def ask() -> None:
-        answers = answer_in_order(of(b"0", b"1", then=ConnectionError("gone")), echo, 3)
+        answers = answer_in_order(of(b"0", b"1", then=ConnectionError("gone")), echo, 3, asyncio.Semaphore(3))
         assert [await anext(answers), await anext(answers)] == [b"0", b"1"]
         with pytest.raises(ConnectionError):
             await anext(answers)
@@ -175,7 +220,7 @@ def test_a_stream_that_is_left_cancels_what_is_under_way() -> None:
         return request
 
     async def ask() -> None:
-        answers = answer_in_order(of(b"0", b"1", b"2"), endless, 3)
+        answers = answer_in_order(of(b"0", b"1", b"2"), endless, 3, asyncio.Semaphore(3))
         await anext(answers)
         await asyncio.sleep(0.01)
         await answers.aclose()
