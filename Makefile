@@ -41,7 +41,7 @@ stubs: $(INSTALLED) ## write the gRPC stubs anew
 $(INSTALLED): pyproject.toml hatch_build.py $(wildcard proto/pellucid/v1/*.proto proto/inference/*.proto)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --editable ".[server,cpu,training,figures,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[server,cpu,ray,training,figures,dev]"
 	@touch $@
 
 clean: ## remove the virtual environment and what the demo wrote

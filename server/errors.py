@@ -58,6 +58,13 @@ class OverloadedError(PellucidError):
         self.retry_seconds = retry_seconds
 
 
+class TooLargeError(PellucidError):
+    """A message is larger than one may be; the plain server leaves this to gRPC."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the message has {size} bytes; at most {limit} are taken")
+
+
 class ExpiredError(PellucidError):
     """The deadline passed, or a run took longer than one may."""
 
@@ -103,6 +110,7 @@ _STATUSES: tuple[tuple[type[PellucidError], grpc.StatusCode, str, Callable[..., 
     (UnknownServiceError, grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE", _nothing),
     (RefusedModelError, grpc.StatusCode.FAILED_PRECONDITION, "REFUSED_MODEL", _resource),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", _retry),
+    (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE", _nothing),
     (ExpiredError, grpc.StatusCode.DEADLINE_EXCEEDED, "EXPIRED", _nothing),
     (NotAllowedError, grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED", _nothing),
     (UnsupportedError, grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED", _nothing),
