@@ -31,6 +31,7 @@ log = logging.getLogger("pellucid.ray")
 
 NAME = "pellucid"
 DRAIN_POLL_SECONDS = 0.2
+QUIET = {"enable_access_log": False}  # a line per call is what a busy server spends its time on
 
 
 class RayError(PellucidError):
@@ -68,6 +69,7 @@ def application(settings: RaySettings) -> Application:
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
         graceful_shutdown_timeout_s=settings.grace_seconds,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
+        logging_config=QUIET,
         max_constructor_retry_count=1,  # a repository that cannot be used now cannot be used by the next replica
         **size,
     )(Replica)
@@ -103,6 +105,7 @@ def serve_until_stopped(settings: RaySettings, announce: Callable[[str], None]) 
                 "grpc_servicer_functions": [SERVICER_FUNCTION],
                 "enable_reflection": False,  # ours knows the Open Inference Protocol too
             },
+            logging_config=QUIET,
         )
         try:
             serve.run(application(settings), name=NAME)
@@ -140,9 +143,8 @@ def _stop_ray(settings: RaySettings) -> None:
     import ray
     from ray import serve
 
-    if settings.ray_address:
-        serve.delete(NAME)
-    else:
+    serve.delete(NAME)  # replicas finish what they have while the proxies are still there to pass it on
+    if not settings.ray_address:
         serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
 

@@ -50,6 +50,14 @@ class Call:
     seconds: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Details(grpc.HandlerCallDetails):
+    """What a handler is looked up by."""
+
+    method: str
+    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
 Routed = Callable[[Call, Context], Awaitable[bytes]]
 RoutedStream = Callable[[AsyncIterator[bytes], Context], AsyncGenerator[bytes]]
 
@@ -161,7 +169,7 @@ def _translate(context: Context) -> None:
     code = context.code() or grpc.StatusCode.OK  # 0 where nobody has set one
     if code is grpc.StatusCode.OK or any(key == DETAILS_KEY for key, _ in context.trailing_metadata() or ()):
         return
-    log.warning("a call ended with status of Ray's, %s: %.300s", code.name, str(context.details()))
+    log.warning("a call ended with status of Ray's, %s: %.300s", code.name, " ".join(str(context.details()).split()))
     failure = failure_of(_error(code))
     context.set_code(failure.code)
     context.set_details(failure.text)

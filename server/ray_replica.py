@@ -21,7 +21,7 @@ from server.health import Health
 from server.oip import InferenceService
 from server.oip_messages import SERVICE as OPEN_INFERENCE
 from server.processes import SWITCH_SECONDS, write_log
-from server.ray_edge import Call, Handlers
+from server.ray_edge import Call, Details, Handlers
 from server.repository import Repository, RepositoryError
 from server.request import Limits
 from server.servicer import Servicer
@@ -59,12 +59,6 @@ class Answer:
 
 class _AbortedError(Exception):
     """A call has been ended with a status."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Details(grpc.HandlerCallDetails):
-    method: str
-    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
 
 
 class _Context:
@@ -196,7 +190,7 @@ class Replica:
         return TooLargeError(len(data), self._max_bytes) if len(data) > self._max_bytes else None
 
     def _handler(self, method: str) -> Any:  # noqa: ANN401 (gRPC's own types leave open what a handler takes)
-        handler = self._handlers.find(_Details(method))
+        handler = self._handlers.find(Details(method))
         assert handler is not None, method  # noqa: S101 (the proxy knows the same methods)
         return handler
 
