@@ -5,10 +5,12 @@ Ray is imported where it is used only, so that this package does not need it.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from analyzers import cli
 from analyzers.errors import PellucidError
+from server.layout import FILE
 from server.processes import write_log
 from server.ray_edge import SERVICER_FUNCTION
 from server.ray_replica import Replica
@@ -85,17 +88,44 @@ def serve_until_stopped(settings: RaySettings, announce: Callable[[str], None]) 
         announce: called once with "HOST:PORT", when every replica is ready.
 
     Raises:
-        RayError: Ray is not installed, or the application did not start; what it said is in the log.
+        RayError: Ray is not installed, a port is taken, there is no repository, or no replica became ready.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # as in ONNX Runtime: nothing is reported home
-    try:
-        from ray import serve
-    except ModuleNotFoundError as error:
-        raise RayError(f'there is no {error.name}; pip install "pellucid[ray,server,cpu]"') from None
+    if importlib.util.find_spec("ray") is None:
+        raise RayError('Ray is not installed; pip install "pellucid[ray,server,cpu]"')
+    if not settings.ray_address:
+        _check_here(settings)
     stop = threading.Event()
     _start_ray(settings)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    try:
+        _deploy(settings)
+        announce(f"127.0.0.1:{settings.port}")
+        stop.wait()
+        log.info("stopping; running requests have %.3g s to finish", settings.grace_seconds)
+    finally:
+        _stop_ray(settings)
+
+
+def _check_here(settings: RaySettings) -> None:
+    """Find out at once what Ray on this machine would stumble over after a while."""
+    if not settings.repository.is_dir():
+        raise RayError(f"there is no folder {settings.repository}; expected NAME/VERSION/{FILE} files below it")
+    for port in (settings.port, settings.http_port):
+        with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                raise RayError(f"cannot listen on port {port}; it is taken") from None
+
+
+def _deploy(settings: RaySettings) -> None:
+    """Start Ray Serve and wait until every replica is ready."""
+    from ray import serve
+    from ray.exceptions import RayError as Failed
+
     try:
         serve.start(
             proxy_location="EveryNode",
@@ -107,15 +137,19 @@ def serve_until_stopped(settings: RaySettings, announce: Callable[[str], None]) 
             },
             logging_config=QUIET,
         )
-        try:
-            serve.run(application(settings), name=NAME)
-        except RuntimeError as error:
-            raise RayError(f"the application did not start: {' '.join(str(error).split())[:300]}") from None
-        announce(f"127.0.0.1:{settings.port}")
-        stop.wait()
-        log.info("stopping; running requests have %.3g s to finish", settings.grace_seconds)
-    finally:
-        _stop_ray(settings)
+        serve.run(application(settings), name=NAME)
+    except (RuntimeError, Failed) as error:
+        raise RayError(f"the application did not start: {_reason(error)[:300]}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of what a replica said, or else of the error itself: the others are where it happened."""
+    from ray import serve
+
+    application = serve.status().applications.get(NAME)
+    said = [] if application is None else [status.message for status in application.deployments.values()]
+    lines = [line.strip() for text in (str(error), *said) for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _start_ray(settings: RaySettings) -> None:
