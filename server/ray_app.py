@@ -21,6 +21,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from analyzers import cli
 from analyzers.errors import PellucidError
+from server.client import Client
 from server.layout import FILE
 from server.processes import write_log
 from server.ray_edge import SERVICER_FUNCTION
@@ -34,6 +35,7 @@ log = logging.getLogger("pellucid.ray")
 
 NAME = "pellucid"
 DRAIN_POLL_SECONDS = 0.2
+FIRST_ANSWER_SECONDS = 120.0  # a proxy finds its replicas at its first call, which on a busy machine took 14 s
 QUIET = {"enable_access_log": False}  # a line per call is what a busy server spends its time on
 
 
@@ -85,10 +87,11 @@ def serve_until_stopped(settings: RaySettings, announce: Callable[[str], None]) 
 
     Args:
         settings: all settings.
-        announce: called once with "HOST:PORT", when every replica is ready.
+        announce: called once with "HOST:PORT", when every replica is ready and has been reached.
 
     Raises:
         RayError: Ray is not installed, a port is taken, there is no repository, or no replica became ready.
+        ServerError: the proxy does not reach the replicas.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # as in ONNX Runtime: nothing is reported home
     if importlib.util.find_spec("ray") is None:
@@ -101,6 +104,9 @@ def serve_until_stopped(settings: RaySettings, announce: Callable[[str], None]) 
         signal.signal(number, lambda *_: stop.set())
     try:
         _deploy(settings)
+        if not settings.ray_address:  # a cluster's proxies may be on other machines
+            with Client(f"127.0.0.1:{settings.port}") as client:
+                client.wait_until_ready(FIRST_ANSWER_SECONDS)
         announce(f"127.0.0.1:{settings.port}")
         stop.wait()
         log.info("stopping; running requests have %.3g s to finish", settings.grace_seconds)

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,39 +61,37 @@ def command_of(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def replicas(repository: Path) -> Iterator[Replicas]:
-    """A Ray of our own with two replicas; it ends as it should, or every process of it is killed and a test fails."""
+    """A Ray of our own with two replicas; it ends as it should, or what is left is killed and a test fails."""
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:  # noqa: S108 (sockets want short paths)
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-m", "server.ray_app", "--repository", str(repository), "--replicas", "2"]
         command += ["--port", str(port), "--http-port", str(free_port()), "--ray-folder", f"{folder}/ray"]
         command += ["--object-store-bytes", str(100 << 20), "--max-request-bytes", str(LIMIT), "--log-level", "warning"]
-        with Path(folder, "log").open("w+") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT)
-            talk = threading.Thread(target=process.stdout.read)  # Ray goes on talking
-            try:
-                line = process.stdout.readline()
-                while line and not line.startswith("listening on "):
-                    line = process.stdout.readline()
-                if not line:
-                    log.seek(0)
-                    pytest.fail(f"it did not start: {log.read()[-3000:]}")
-                talk.start()
-                yield Replicas(line.removeprefix("listening on ").strip(), process.pid)
-            finally:
-                left = family(process.pid)
-                process.terminate()
-                try:
-                    code = process.wait(60)
-                except subprocess.TimeoutExpired:
-                    code = None
-                left = [pid for pid in left if Path(f"/proc/{pid}").exists()]
-                for pid in left if code is None else []:
-                    os.kill(pid, signal.SIGKILL)
-                process.wait(30)
-                if talk.ident is not None:
-                    talk.join()
-                process.stdout.close()
-            assert code == 0
+        log = Path(folder, "log")
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+        try:
+            wait_until(lambda: "listening on " in log.read_text() or process.poll() is not None, 180)
+            if process.poll() is not None:
+                pytest.fail(f"it did not start: {log.read_text()[-3000:]}")
+            yield Replicas(f"127.0.0.1:{port}", process.pid)
+        finally:
+            assert end(process) == (0, []), log.read_text()[-3000:]
+
+
+def end(process: subprocess.Popen) -> tuple[int | None, list[str]]:
+    """Stop it as Ctrl-C does; return its exit code and what had to be killed."""
+    members = {pid: command_of(pid) for pid in family(process.pid)}
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired, AssertionError):
+        process.wait(90)
+        wait_until(lambda: not any(map(command_of, members)), 30)
+    left = {pid: command for pid, command in members.items() if command and command_of(pid) == command}
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(30)
+    return process.returncode, list(left.values())
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
