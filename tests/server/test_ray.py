@@ -154,7 +154,9 @@ def test_tritonclient_gets_the_plain_server_s_tensors_alone_and_in_streams(repli
             assert client.is_server_ready()
             assert client.is_model_ready("tiny")
             alone.append([tensors(client.infer("tiny", [given(PICTURES)], request_id="7")) for _ in range(4)])
-            alone[-1] += [client.get_model_metadata("tiny")]
+        question = oip.ModelMetadataRequest(name="tiny").SerializeToString()
+        answer = call(target, "/inference.GRPCInferenceService/ModelMetadata", question)[2]
+        alone[-1] += [oip.ModelMetadataResponse.FromString(answer)]
     assert alone[0] == alone[1]
     assert streamed(replicas.address) == streamed(address)
 
