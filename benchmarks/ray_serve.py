@@ -36,7 +36,7 @@ from benchmarks.serving.__main__ import our_server
 from benchmarks.serving.load import Job
 from benchmarks.serving.measure import Measured, measure_server, medians, ratio
 from benchmarks.serving.models import EXPLAINED, SERVED, model_name, write_models
-from benchmarks.serving.processes import NotStartedError, end_children_too, family, free_port, running
+from benchmarks.serving.processes import end_children_too, family, free_port, running, wait_until_listening
 from benchmarks.serving.requests import call_once, write_request
 from server.client import Client, ServerError
 
@@ -62,11 +62,9 @@ def ray_server(root: Path, folder: Path) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:
         command += ["--ray-folder", f"{short}/ray", "--object-store-bytes", str(256 << 20)]
         with running(command, log, {"RAY_USAGE_STATS_ENABLED": "0"}) as process:
-            until = time.monotonic() + START_SECONDS
-            while "listening on " not in log.read_text():
-                if time.monotonic() > until or not _lives(process):
-                    raise NotStartedError(f"Ray Serve did not start; {log} says why")
-                time.sleep(0.2)
+            wait_until_listening(process, port, START_SECONDS)
+            with Client(f"127.0.0.1:{port}") as client:
+                client.wait_until_ready(START_SECONDS)
             yield process, f"127.0.0.1:{port}"
 
 
@@ -189,10 +187,6 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:  # it has just ended
         return ""
-
-
-def _lives(pid: int) -> bool:
-    return bool(_command(pid))  # a process that has ended has none
 
 
 if __name__ == "__main__":
