@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
-
+from analyzers import cli
+from server.authorise import open_authoriser
 from server.processes import serve_alone, serve_together
+from server.read_settings import WrongSettingsError, read_settings
 from server.settings import PROGRAM, Settings
+from server.settings_text import settings_text
+from server.tls import tls_files
+from server.token_command import make_token
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the server until it is told to stop and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["token"]:
+        return make_token(arguments[1:])
     try:
-        settings = CliApp.run(Settings, cli_args=sys.argv[1:] if arguments is None else arguments)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = "--" + ".".join(map(str, problem["loc"])).replace("_", "-")
-            print(f"{PROGRAM}: error: {name}: {problem['msg']}; see --help", file=sys.stderr)
+        settings, check = read_settings(arguments, os.environ)
+    except WrongSettingsError as error:
+        for sentence in error.sentences:
+            print(f"{PROGRAM}: error: {sentence}", file=sys.stderr)
         return 2
-    except SettingsError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
+    if check:
+        return cli.run(PROGRAM, lambda: _check(settings))
     run = serve_alone if settings.processes == 1 else serve_together
     return run(settings, _announce)
+
+
+def _check(settings: Settings) -> None:
+    """Read the files that decide who may ask, and print the settings."""
+    if (files := tls_files(settings)) is not None:
+        files.read()
+    open_authoriser(settings)
+    print(settings_text(settings), end="")
 
 
 def _announce(address: str) -> None:

@@ -15,11 +15,15 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from pellucid.v1 import explain_pb2 as pb
+from server.authorise import open_authoriser
 from server.batcher import BatchLimits
+from server.connections import connection_options, listen
+from server.door import Door
 from server.edge import Gate, GateLimits, streaming, unary
 from server.health import SERVICE as HEALTH
 from server.health import Health
 from server.load import load_model
+from server.logs import AccessLog
 from server.oip import InferenceService, Unary
 from server.oip_messages import SERVICE as OPEN_INFERENCE
 from server.reflection import add_reflection
@@ -92,17 +96,14 @@ def open_repository(settings: Settings, workers: Workers) -> Repository:
 
 
 def make_server(settings: Settings) -> grpc.aio.Server:
-    """Make a gRPC server without services."""
+    """Make a gRPC server without services.
+
+    Raises:
+        AccessFileError: the file of who may do what cannot be used.
+    """
+    access_log = AccessLog(logging.INFO if settings.access_log else logging.DEBUG)
     return grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", settings.max_request_bytes),
-            # Unless it is one of ours, a second server on the same port is a mistake, not a wish.
-            ("grpc.so_reuseport", int(settings.processes > 1)),
-            ("grpc.keepalive_time_ms", 60_000),  # finds out that a client has vanished without a word
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may ask as often whether we are there
-            ("grpc.keepalive_permit_without_calls", 1),
-        ],
+        interceptors=(Door(open_authoriser(settings), access_log),), options=connection_options(settings)
     )
 
 
@@ -123,6 +124,8 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
     Raises:
         RepositoryError: there is no such repository.
         RuntimeNotReadyError: the GPU was asked for and cannot be had.
+        AccessFileError: the file of who may do what cannot be used.
+        CertificateError: the certificate, its key or the authorities cannot be used.
         OSError: the port is taken.
     """
     workers = Workers(settings.workers)
@@ -137,11 +140,7 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
     healthy, watchers = Health(SERVICE, OPEN_INFERENCE), Gate(limits_of(settings))  # asked however busy the rest is
     add_health(server, healthy, watchers)
     add_reflection(server, SERVICES, gate)
-    address = f"{settings.host}:{settings.port}"
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        raise OSError(f"cannot listen on {address}; the port is taken or the address is not this machine's") from None
+    port = listen(server, settings)
     await server.start()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

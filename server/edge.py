@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from analyzers.errors import InvalidInputError
+from server.call import REQUEST_ID_KEY, current_call
 from server.deadline import within
 from server.errors import DETAILS_KEY, INTERNAL_TEXT, Failure, OverloadedError, StoppingError, failure_of
 
@@ -160,7 +161,9 @@ async def parse(request_type: type[Request], data: bytes) -> Request:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], failure: Failure) -> None:
     """End a call with a status, its sentence and its details."""
-    await context.abort(failure.code, failure.text, ((DETAILS_KEY, failure.details),))
+    call = current_call()
+    named = () if call is None else ((REQUEST_ID_KEY, call.request_id),)
+    await context.abort(failure.code, failure.text, ((DETAILS_KEY, failure.details), *named))
 
 
 def _bytes(answer: Answer) -> bytes:

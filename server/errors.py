@@ -12,11 +12,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 from analyzers.errors import InvalidInputError, PellucidError
+from server.call import current_call
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 DOMAIN = "pellucid.v1"
+REQUEST_ID = "request_id"  # in the metadata of an ErrorInfo
 DETAILS_KEY = "grpc-status-details-bin"
 INTERNAL_TEXT = "internal error; the server's log says more"
 MAX_TEXT_BYTES = 600  # twice in the details and once, percent-encoded, beside them: under 4 KB in all
@@ -73,6 +75,14 @@ class NotAllowedError(PellucidError):
     """The server's settings do not allow this."""
 
 
+class UnauthenticatedError(PellucidError):
+    """Nobody that the server knows has called."""
+
+
+class MissingScopeError(PellucidError):
+    """Whoever has called may not do this."""
+
+
 class UnknownServiceError(PellucidError):
     """No such service; health was asked for it."""
 
@@ -113,6 +123,8 @@ _STATUSES: tuple[tuple[type[PellucidError], grpc.StatusCode, str, Callable[..., 
     (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE", _nothing),
     (ExpiredError, grpc.StatusCode.DEADLINE_EXCEEDED, "EXPIRED", _nothing),
     (NotAllowedError, grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED", _nothing),
+    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", _nothing),
+    (MissingScopeError, grpc.StatusCode.PERMISSION_DENIED, "MISSING_SCOPE", _nothing),
     (UnsupportedError, grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED", _nothing),
     (StoppingError, grpc.StatusCode.UNAVAILABLE, "STOPPING", _nothing),
 )
@@ -142,8 +154,9 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _failure(code: grpc.StatusCode, text: str, reason: str, more: list[Message]) -> Failure:
-    details = []
-    for message in (error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN), *more):
+    details, call = [], current_call()
+    about = {} if call is None else {REQUEST_ID: call.request_id}  # what a user quotes and the log can be searched for
+    for message in (error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=about), *more):
         packed = AnyMessage()
         packed.Pack(message)
         details.append(packed)

@@ -23,6 +23,8 @@ from typing import Any
 from analyzers import cli
 from analyzers.errors import PellucidError
 from server.app import serve
+from server.authorise import warn_of_open_door
+from server.logs import write_log
 from server.settings import PROGRAM, Settings
 
 log = logging.getLogger("pellucid.processes")
@@ -46,9 +48,8 @@ def serve_alone(settings: Settings, announce: Announce) -> int:
         settings: all settings.
         announce: called once with "HOST:PORT", when it listens.
     """
-    write_log(settings.log_level)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    return cli.run(PROGRAM, lambda: run_loop(serve(settings, announce)))
+    _begin_log(settings)
+    return _serve(settings, announce)
 
 
 def run_loop(work: Coroutine[Any, Any, None]) -> None:
@@ -68,8 +69,18 @@ def serve_together(settings: Settings, announce: Announce) -> int:
         settings: all settings; of each process, but for the workers, which are shared out.
         announce: called once with "HOST:PORT", when all listen.
     """
-    write_log(settings.log_level)
+    _begin_log(settings)
     return cli.run(PROGRAM, lambda: _claim_and_supervise(settings, announce))
+
+
+def _begin_log(settings: Settings) -> None:
+    write_log(settings.log_level, settings.log_format)
+    warn_of_open_door(settings, os.environ)
+
+
+def _serve(settings: Settings, announce: Announce) -> int:
+    sys.setswitchinterval(SWITCH_SECONDS)
+    return cli.run(PROGRAM, lambda: run_loop(serve(settings, announce)))
 
 
 def _claim_and_supervise(settings: Settings, announce: Announce) -> None:
@@ -193,13 +204,6 @@ class _Server:
                 each.cancel()
 
 
-def write_log(level: str) -> None:
-    """Log to stderr."""
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-
-
 def _run(settings: Settings, says: Connection) -> None:
     """Serve in a process of its own; stop when whoever started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process passes it on
@@ -209,7 +213,8 @@ def _run(settings: Settings, says: Connection) -> None:
         says.send(address)
         says.close()
 
-    raise SystemExit(serve_alone(settings, listening))
+    write_log(settings.log_level, settings.log_format)
+    raise SystemExit(_serve(settings, listening))
 
 
 def _stop_with_parent() -> None:

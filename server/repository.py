@@ -17,6 +17,7 @@ from typing import Literal
 
 from analyzers.errors import ModelError, PellucidError
 from analyzers.runtime import RuntimeNotReadyError
+from server.call import note_model
 from server.entry import Entry, Table, absent, find, refusal
 from server.errors import RefusedModelError, clip
 from server.layout import FILE, Found, Signature, is_safe, names_on_disk, strange_names, versions_on_disk, within
@@ -102,7 +103,9 @@ class Repository:
             UnknownModelError: there is none of that name or version, or it is not loaded; the message says which are.
             RefusedModelError: it is there but was refused; the message says why.
         """
-        return find(self._table, name, version)
+        model = find(self._table, name, version)
+        note_model(model.name, model.version)
+        return model
 
     def index(self) -> list[Entry]:
         """Return every version on disk, loaded or on its way out, sorted by name and version; looks at the disk."""
