@@ -187,7 +187,7 @@ class AsyncClient:
             method = self._next_method(call)
             try:
                 return call.read(
-                    await method(request, timeout=tries.start(), metadata=tuple(self._connection.metadata))
+                    await method(request, timeout=tries.start(), metadata=self._connection.call_metadata())
                 )
             except grpc.RpcError as error:
                 wait = tries.wait_seconds(error)

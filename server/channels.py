@@ -7,7 +7,8 @@ import json
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import TypedDict
 
 import grpc
@@ -15,6 +16,7 @@ import grpc.aio
 
 from analyzers import __version__
 from analyzers.errors import InvalidInputError
+from server.client_tls import Tls, bearer
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 DEFAULT_RETRIES = 4
@@ -35,6 +37,9 @@ class ConnectionOptions(TypedDict, total=False):
     timeout_seconds: float
     retries: int
     channels: int
+    tls: Tls | None
+    token: str | Path | None
+    token_in_clear: bool
     credentials: grpc.ChannelCredentials | None
     compression: grpc.Compression | None
     metadata: Sequence[tuple[str, str | bytes]]
@@ -52,14 +57,17 @@ class Connection:
         timeout_seconds: how long a call may take, all its tries and the waits between them included.
         retries: how often a call is sent again that an absent, stopping or overloaded server did not answer; 0 never.
         channels: how many connections to keep to each server.
-        credentials: `grpc.ssl_channel_credentials(...)` for TLS; None sends everything in the clear.
+        tls: `Tls(...)`; None sends everything in the clear.
+        token: the token to send with every call, or a Path of a file that has it, which is read anew for each.
+        token_in_clear: whether to send it without TLS to another machine, where something on the way has TLS.
+        credentials: any other credentials of gRPC's, in the place of `tls`.
         compression: of what is sent, such as `grpc.Compression.Gzip`; encoded pictures do not get smaller by it.
-        metadata: (key, value) pairs to send with every call, such as a token.
+        metadata: (key, value) pairs to send with every call.
         keepalive_seconds: how often to ask a silent server whether it is there, 10 or more; 0 never asks.
         max_message_bytes: the largest request and the largest answer.
 
     Raises:
-        InvalidInputError: the target is no address, or a number is out of range.
+        InvalidInputError: the target is no address, a number is out of range, or a token would be sent in the clear.
     """
 
     target: str | Sequence[str]
@@ -67,9 +75,12 @@ class Connection:
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     retries: int = DEFAULT_RETRIES
     channels: int = 1
+    tls: Tls | None = None
+    token: str | Path | None = field(default=None, repr=False)
+    token_in_clear: bool = False
     credentials: grpc.ChannelCredentials | None = None
     compression: grpc.Compression | None = None
-    metadata: Sequence[tuple[str, str | bytes]] = ()
+    metadata: Sequence[tuple[str, str | bytes]] = field(default=(), repr=False)
     keepalive_seconds: float = 0.0
     max_message_bytes: int = MAX_MESSAGE_BYTES
 
@@ -80,6 +91,27 @@ class Connection:
         check("channels", self.channels, self.channels >= 1, "1 or more")
         silent = self.keepalive_seconds == 0 or self.keepalive_seconds >= SHORTEST_KEEPALIVE_SECONDS
         check("keepalive_seconds", self.keepalive_seconds, silent, f"0, or {SHORTEST_KEEPALIVE_SECONDS:g} or more")
+
+        if self.tls is not None and self.credentials is not None:
+            raise InvalidInputError("credentials", "are set beside tls; expected one of them")
+        if self.token is not None:
+            if not isinstance(self.token, Path):
+                bearer(self.token)
+            if not (self.token_in_clear or self.tls or self.credentials or all(map(_is_local, self.addresses))):
+                text = (
+                    f"would be sent to {self.name} in the clear; expected tls, or token_in_clear where the way is safe"
+                )
+                raise InvalidInputError("token", text)
+
+    def call_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Return what goes with a call besides its message.
+
+        Raises:
+            InvalidInputError: the file of the token has none.
+            OSError: it cannot be read.
+        """
+        own = tuple(self.metadata)
+        return own if self.token is None else (*own, bearer(self.token))
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -97,8 +129,8 @@ class Connection:
         Raises:
             InvalidInputError: one of several hosts has no address.
         """
-        name, options = _grpc_name(self.addresses), self._options()
-        return [self._blocking(name, options) for _ in range(self.channels)]
+        name, options, credentials = _grpc_name(self.addresses), self._options(), self._credentials()
+        return [self._blocking(name, options, credentials) for _ in range(self.channels)]
 
     def open_async(self) -> list[grpc.aio.Channel]:
         """Open channels of the running event loop; they connect when first used.
@@ -106,18 +138,25 @@ class Connection:
         Raises:
             InvalidInputError: one of several hosts has no address.
         """
-        name, options = _grpc_name(self.addresses), self._options()
-        return [self._asynchronous(name, options) for _ in range(self.channels)]
+        name, options, credentials = _grpc_name(self.addresses), self._options(), self._credentials()
+        return [self._asynchronous(name, options, credentials) for _ in range(self.channels)]
 
-    def _blocking(self, name: str, options: Sequence[Option]) -> grpc.Channel:
-        if self.credentials is None:
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        return self.credentials if self.tls is None else self.tls.credentials()
+
+    def _blocking(
+        self, name: str, options: Sequence[Option], credentials: grpc.ChannelCredentials | None
+    ) -> grpc.Channel:
+        if credentials is None:
             return grpc.insecure_channel(name, options, self.compression)
-        return grpc.secure_channel(name, self.credentials, options, self.compression)
+        return grpc.secure_channel(name, credentials, options, self.compression)
 
-    def _asynchronous(self, name: str, options: Sequence[Option]) -> grpc.aio.Channel:
-        if self.credentials is None:
+    def _asynchronous(
+        self, name: str, options: Sequence[Option], credentials: grpc.ChannelCredentials | None
+    ) -> grpc.aio.Channel:
+        if credentials is None:
             return grpc.aio.insecure_channel(name, options, self.compression)
-        return grpc.aio.secure_channel(name, self.credentials, options, self.compression)
+        return grpc.aio.secure_channel(name, credentials, options, self.compression)
 
     def _options(self) -> list[Option]:
         options: list[Option] = [
@@ -136,6 +175,8 @@ class Connection:
             options.append(("grpc.service_config", _ROUND_ROBIN))
         if len(addresses) > 1:
             options.append(("grpc.default_authority", addresses[0]))  # else the whole list would be the host's name
+        if self.tls is not None and self.tls.server_name:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         if self.channels > 1:
             options.append(("grpc.use_local_subchannel_pool", 1))  # equal channels would share one connection
         if self.keepalive_seconds:
@@ -164,6 +205,17 @@ def _addresses(target: str | Sequence[str]) -> tuple[str, ...]:
             expected = 'expected "HOST:PORT", several of them, or a gRPC name such as "dns:///HOST:PORT"'
             raise InvalidInputError("target", f"'{address[:120]}' is no address of a server; {expected}")
     return addresses
+
+
+def _is_local(address: str) -> bool:
+    """Return whether what is sent to an address stays on this machine."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = re.sub(r"^(dns:(///)?|ipv4:|ipv6:)", "", address).rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _grpc_name(addresses: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ from server.client_calls import (
 from server.client_errors import ServerError
 from server.client_progress import Progress
 from server.client_retry import CLOSED, READY_POLL_SECONDS, Tries, not_ready
+from server.client_tls import Tls
 
 __all__ = [
     "DEFAULT_RETRIES",
@@ -49,6 +50,7 @@ __all__ = [
     "Health",
     "Image",
     "ServerError",
+    "Tls",
 ]
 
 
@@ -57,11 +59,12 @@ class Client:
 
     Args:
         target: "HOST:PORT"; several of them, in a list or with commas; or a gRPC name such as "dns:///service:50051".
-        options: as `Connection` explains them: `timeout_seconds`, `retries`, `channels`, `credentials`, `compression`,
-            `metadata`, `keepalive_seconds`, `max_message_bytes`.
+        options: as `Connection` explains them: `timeout_seconds`, `retries`, `channels`, `tls`, `token`,
+            `token_in_clear`, `credentials`, `compression`, `metadata`, `keepalive_seconds`, `max_message_bytes`.
 
     Raises:
-        InvalidInputError: the target is no address, or an option is out of range.
+        InvalidInputError: the target is no address, or an option is out of range or does not fit.
+        OSError: a certificate, a key or a token cannot be read.
     """
 
     def __init__(self, target: str | Sequence[str], **options: Unpack[ConnectionOptions]) -> None:
@@ -262,7 +265,7 @@ class Client:
         tries = Tries(self._connection, timeout_seconds, retries)
         while True:
             self._pause(0)
-            method, metadata = next(self._methods[call.path]), tuple(self._connection.metadata)
+            method, metadata = next(self._methods[call.path]), self._connection.call_metadata()
             try:
                 if under_way is None:
                     return call.read(method(request, tries.start(), metadata))

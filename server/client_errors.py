@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from analyzers.errors import InvalidInputError, PellucidError
-from server.errors import DETAILS_KEY, clip
+from server.errors import DETAILS_KEY, REQUEST_ID, clip
 
 MAX_FOREIGN_BYTES = 300  # of a sentence that is gRPC's and not ours
 
@@ -26,6 +26,7 @@ class ServerError(PellucidError):
         field: the field of the request that is wrong, such as "encoded_images[2]"; empty if none is.
         resource: the model that is unknown or refused; empty if none is.
         retry_seconds: when another try is worth while, by the server; None where it does not say.
+        request_id: what the server calls the request in its log; empty where it does not say.
         tries: how often the call was sent.
     """
 
@@ -38,14 +39,17 @@ class ServerError(PellucidError):
         field: str = "",
         resource: str = "",
         retry_seconds: float | None = None,
+        request_id: str = "",
         tries: int = 1,
     ) -> None:
-        super().__init__(f"{code.name}: {sentence}" + (f" (tried {tries} times)" if tries > 1 else ""))
+        told = f" (request {request_id})" if request_id and code is grpc.StatusCode.INTERNAL else ""
+        super().__init__(f"{code.name}: {sentence}{told}" + (f" (tried {tries} times)" if tries > 1 else ""))
         self.code = code
         self.reason = reason
         self.field = field
         self.resource = resource
         self.retry_seconds = retry_seconds
+        self.request_id = request_id
         self.tries = tries
 
 
@@ -73,6 +77,7 @@ def server_error(error: grpc.RpcError, target: str, timeout_seconds: float, trie
         field=found.field,
         resource=found.resource,
         retry_seconds=found.retry_seconds,
+        request_id=found.request_id,
         tries=tries,
     )
 
@@ -85,12 +90,14 @@ class _Details:
         self.field = ""
         self.resource = ""
         self.retry_seconds: float | None = None
+        self.request_id = ""
 
     def read(self, packed: AnyMessage) -> None:
         info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         resource, retry = error_details_pb2.ResourceInfo(), error_details_pb2.RetryInfo()
         if packed.Unpack(info):
             self.reason = self.reason or info.reason
+            self.request_id = self.request_id or info.metadata.get(REQUEST_ID, "")
         elif packed.Unpack(request) and request.field_violations:
             self.field = self.field or request.field_violations[0].field
         elif packed.Unpack(resource):

@@ -19,8 +19,9 @@ from analyzers.explanation import Explanation
 from analyzers.ledger import render
 from analyzers.what_if import Change
 from server.answer_file import record
-from server.client import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, EVIDENCE, Client
+from server.client import EVIDENCE, Client, Health
 from server.client_batch import Outcome
+from server.command_connection import add_connection, open_client
 from server.picture_files import find_pictures
 
 PROGRAM = "pellucid"
@@ -48,26 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     server = argparse.ArgumentParser(add_help=False)
-    server.add_argument(
-        "--server",
-        default="127.0.0.1:50051",
-        metavar="HOST:PORT",
-        help="default 127.0.0.1:50051; several with commas, or a gRPC name such as dns:///HOST:PORT",
-    )
-    server.add_argument(
-        "--timeout",
-        type=float,
-        default=DEFAULT_TIMEOUT_SECONDS,
-        metavar="SECONDS",
-        help=f"for a request with all its tries (default {DEFAULT_TIMEOUT_SECONDS:g})",
-    )
-    server.add_argument(
-        "--retries",
-        type=int,
-        default=DEFAULT_RETRIES,
-        metavar="N",
-        help=f"tries more where the server is away or overloaded (default {DEFAULT_RETRIES})",
-    )
+    add_connection(server)
     server.add_argument("--json", action="store_true", help="print JSON")
 
     command = commands.add_parser("explain", parents=[server], help="predict and explain pictures")
@@ -129,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("models", parents=[server], help="list the server's models")
     command.set_defaults(run=_models)
+
+    command = commands.add_parser(
+        "health", parents=[server], help="ask whether the server takes calls; exit code 0 only if it does"
+    )
+    command.add_argument("--service", default="", metavar="NAME", help="which part of it (default all)")
+    command.set_defaults(run=_health)
     return parser
 
 
@@ -146,7 +134,7 @@ def _change(kind: Kind, text: str) -> Change:
 
 
 def _what_if(options: argparse.Namespace) -> None:
-    with _client(options) as client:
+    with open_client(options) as client:
         answer = client.what_if(
             options.picture,
             *options.changes,
@@ -201,7 +189,7 @@ def _explain(options: argparse.Namespace) -> None:
     records: list[dict[str, Any]] = []
     first: tuple[Path, Explanation] | None = None
     failed = 0
-    with _client(options) as client:
+    with open_client(options) as client:
         for picture, outcome in zip(pictures, _outcomes(client, pictures, options), strict=True):
             if not isinstance(outcome, Explanation):
                 if len(pictures) == 1:
@@ -257,12 +245,8 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _client(options: argparse.Namespace) -> Client:
-    return Client(options.server, timeout_seconds=options.timeout, retries=options.retries)
-
-
 def _models(options: argparse.Namespace) -> None:
-    with _client(options) as client:
+    with open_client(options) as client:
         models = client.list_models()
     if options.json:
         fields = ("model", "version", "ready", "problem")
@@ -271,6 +255,15 @@ def _models(options: argparse.Namespace) -> None:
     for model in models:
         state = ", ".join(model.rows) or "plain" if model.ready else f"refused: {model.problem}"
         print(f"{model.model}/{model.version}  {state}")
+
+
+def _health(options: argparse.Namespace) -> None:
+    """Ask by grpc.health.v1, which needs no token and is sent none."""
+    with open_client(options, with_token=False) as client:
+        health = client.health(options.service)
+    print(json.dumps({"status": health.name}) if options.json else health.name)
+    if health is not Health.SERVING:
+        raise DataError(f"{options.server} says {health.name}; expected SERVING")
 
 
 if __name__ == "__main__":
