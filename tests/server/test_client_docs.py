@@ -15,6 +15,7 @@ from server.channels import Connection
 from server.client import Client
 from server.command import _parser
 from tests.conftest import ROOT, random_pictures, running_server
+from tests.server.certificates import Authority
 
 TEXT = (ROOT / "docs" / "client.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
@@ -38,7 +39,8 @@ def test_every_snippet_runs(
     for name, encoded in zip(("fox.png", "owl.png", "pictures/a.png"), random_pictures(3).encoded, strict=True):
         (tmp_path / name).write_bytes(encoded)
     (tmp_path / "pictures" / "bad.png").write_bytes(b"no picture")
-    (tmp_path / "ca.pem").write_bytes(b"")
+    Authority(tmp_path)  # writes ca.pem
+    (tmp_path / "token").write_text("secret")
     monkeypatch.chdir(tmp_path)
     for address in ADDRESSES:
         snippet = snippet.replace(address, creatures)
@@ -72,4 +74,5 @@ def test_the_reasons_of_the_table_are_the_server_s() -> None:
     documented = set(
         re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", "".join(line for line in TEXT.splitlines() if line[:1] == "|"))
     )
+    assert {"UNAUTHENTICATED", "MISSING_SCOPE", "NOT_ALLOWED"} <= sent & documented
     assert {"INVALID_INPUT", "UNKNOWN_MODEL", "REFUSED_MODEL", "OVERLOADED", "EXPIRED", "STOPPING"} <= sent & documented

@@ -174,7 +174,7 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(address: str, repos
     for arguments, code, words in (
         (["--repository", "nowhere"], 1, "there is no folder nowhere"),
         (["--repository", str(repository), "--port", port], 1, f"cannot listen on 127.0.0.1:{port}"),
-        ([], 2, "--repository: Field required"),
+        ([], 2, "--repository is not set"),
         (["--repository", str(repository), "--port", "99999"], 2, "--port"),
     ):
         returned, errors = fails(*arguments)
