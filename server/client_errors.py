@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -123,10 +124,16 @@ def _sentence(code: grpc.StatusCode, text: str, target: str, timeout_seconds: fl
         return text
     text = clip(" ".join(text.split()), MAX_FOREIGN_BYTES) or "no details"
     if code is grpc.StatusCode.UNAVAILABLE:
-        return (
-            f"no answer from {target} ({text}); is a server running there?"
-            " `pellucid-serve --repository models` starts one on 127.0.0.1:50051"
-        )
+        return f"no answer from {target} ({text}); {_advice(text)}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer from {target} within {timeout_seconds:.3g} s; a longer timeout or fewer pictures may help"
     return text
+
+
+def _advice(text: str) -> str:
+    """Return what may be wrong where nobody answers, by what gRPC says of it."""
+    if re.search(r"handshake failed|verification check failed", text, re.IGNORECASE):
+        return "expected a server with TLS, its certificate of the authority (ca) and with the name that was asked for"
+    if "Socket closed" in text:
+        return "is it a pellucid server that goes away, or one that wants TLS, or a certificate of the client's?"
+    return "is a server running there? `pellucid-serve --repository models` starts one on 127.0.0.1:50051"

@@ -87,6 +87,10 @@ def test_the_client_loads_neither_a_runtime_nor_an_image_decoder() -> None:
     assert not loaded & {"onnxruntime", "PIL", "torch", "onnx", "matplotlib"}
 
 
+def test_reading_settings_loads_neither_grpc_nor_a_runtime() -> None:
+    assert not loaded_by("server.__main__") & {"grpc", "onnxruntime", "PIL", "numpy"}
+
+
 def test_training_loads_neither_grpc_nor_the_server_nor_the_stubs() -> None:
     loaded = loaded_by(*(f"training.{m.name}" for m in pkgutil.iter_modules(training.__path__)))
     assert "torch" in loaded

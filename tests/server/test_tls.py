@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -64,6 +65,10 @@ def test_whoever_knows_the_authority_is_answered_and_nobody_else(
     assert refused(encrypted, None)
     assert refused(encrypted, Authority(tmp_path).client())
     assert refused(encrypted, Tls())  # public authorities know nothing of ours
+    with pytest.raises(ServerError, match=r"expected a server with TLS, its certificate of the authority \(ca\)"):
+        asked(encrypted, Tls())
+    with pytest.raises(ServerError, match="one that wants TLS"):
+        asked(encrypted, None)
 
 
 def test_the_server_s_name_is_checked(authority: Authority, encrypted: str) -> None:
@@ -74,12 +79,14 @@ def test_the_server_s_name_is_checked(authority: Authority, encrypted: str) -> N
 def test_with_a_client_ca_only_those_with_its_certificates_are_answered(
     authority: Authority, repository: Path, tmp_path: Path
 ) -> None:
-    arguments = tls_arguments(authority.certify("both", "127.0.0.1"), authority.file)
+    arguments = [*tls_arguments(authority.certify("both", "127.0.0.1"), authority.file), "--log-format", "json"]
     stranger = Authority(tmp_path, "stranger").certify("web", "web.example")
-    with running_server("--repository", str(repository), *arguments) as (address, _):
+    with running_server("--repository", str(repository), *arguments) as (address, process):
         assert asked(address, authority.client(authority.certify("web", "web.example")))
         assert refused(address, authority.client())
         assert refused(address, authority.client(stranger))
+        process.terminate()
+        assert all(json.loads(line) for line in process.stderr.read().splitlines())  # gRPC's own core writes none
 
 
 @pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
