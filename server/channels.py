@@ -163,10 +163,8 @@ class Connection:
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.primary_user_agent", f"pellucid-python/{__version__}"),
-            (
-                "grpc.enable_retries",
-                int(self.retries > 0),
-            ),  # of what surely never reached a server; `Tries` does the rest
+            # Of what surely never reached a server, as when a connection has just grown old; with `retries` or without.
+            ("grpc.enable_retries", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),  # or a try within the first second would not even connect
             ("grpc.max_reconnect_backoff_ms", 500),  # a restarted server is back in use before the next one restarts
         ]
