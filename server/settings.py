@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     )
 
     connection_age_seconds: Seconds = Field(
-        1800.0, description="after which a connection is to be opened anew, a tenth more or less; 0 never"
+        0.0, description="after which a connection is to be opened anew, a tenth more or less; 0 never"
     )
     connection_age_grace_seconds: Seconds = Field(
         0.0, description="time for what still runs on a connection that is too old; 0 as long as it takes"
