@@ -23,7 +23,7 @@ from analyzers import cli
 from analyzers.errors import PellucidError
 from server.client import Client
 from server.layout import FILE
-from server.processes import write_log
+from server.logs import write_log
 from server.ray_edge import SERVICER_FUNCTION
 from server.ray_replica import Replica
 from server.ray_settings import PROGRAM, RaySettings
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
-    write_log(settings.log_level)
+    write_log(settings.log_level, settings.log_format)
     return cli.run(PROGRAM, lambda: serve_until_stopped(settings, _announce))
 
 

@@ -18,9 +18,10 @@ from server.edge import Context as EdgeContext
 from server.edge import Gate, abort
 from server.errors import TooLargeError, failure_of
 from server.health import Health
+from server.logs import write_log
 from server.oip import InferenceService
 from server.oip_messages import SERVICE as OPEN_INFERENCE
-from server.processes import SWITCH_SECONDS, write_log
+from server.processes import SWITCH_SECONDS
 from server.ray_edge import Call, Details, Handlers
 from server.repository import Repository, RepositoryError
 from server.request import Limits
@@ -105,7 +106,7 @@ class Replica:
     """
 
     def __init__(self, settings: Settings) -> None:
-        write_log(settings.log_level)
+        write_log(settings.log_level, settings.log_format)
         sys.setswitchinterval(SWITCH_SECONDS)
         self._max_bytes = settings.max_request_bytes
         workers = Workers(settings.workers)

@@ -49,6 +49,8 @@ class RaySettings(Settings):
             raise ValueError("processes: replicas take the place of processes here; use replicas")
         if self.model_control:
             raise ValueError("a client would load a model in one replica of several; use poll_seconds instead")
+        if self.tls_certificate is not None or self.tokens is not None:
+            raise ValueError("tls_certificate, tokens: Ray Serve's proxies ask nobody who they are; use a gateway's")
         if self.port == 0:
             raise ValueError("port: Ray Serve takes no port for 0; expected a number from 1 on")
         if 0 < self.max_replicas < self.replicas:

@@ -182,6 +182,8 @@ def test_a_replica_has_every_call_of_both_services() -> None:
         ({"processes": 2}, "replicas take the place of processes"),
         ({"model_control": True}, "one replica of several"),
         ({"port": 0}, "takes no port for 0"),
+        ({"tls_certificate": "c", "tls_key": "k"}, "ask nobody who they are"),
+        ({"tokens": "t"}, "ask nobody who they are"),
         ({"replicas": 3, "max_replicas": 2}, "expected 3"),
         ({"replica": 3}, "Extra inputs"),
     ],
