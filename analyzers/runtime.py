@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers.errors import InvalidInputError, ModelError, ModelRunError, PellucidError
-from analyzers.execution import CPU as CPU
-from analyzers.execution import ON_GPU, Choice, Execution, choose
-from analyzers.execution import Device as Device
+from analyzers.execution import CPU, ON_GPU, Choice, Device, Execution, choose
 from analyzers.manifest import Manifest
 from analyzers.placement import RECORD, listed, placed, why_not_captured
 from analyzers.run_paths import Bound, Captured, Plain, RunPath, Tensors
@@ -187,7 +187,8 @@ def _load(model: bytes, choice: Choice, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave the cores alone
     names = [name for name, _ in choice.providers]
     if choice.first in ON_GPU:
-        ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
         options.add_session_config_entry(RECORD, "1")
     if CPU not in names:  # ONNX Runtime wants it to be in the list or to be ruled out, not both
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
