@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers.errors import InvalidInputError, ModelError, ModelRunError, PellucidError
-from analyzers.execution import CPU, ON_GPU, Choice, Device, Execution, choose
+from analyzers.execution import CPU, ON_GPU, OPENVINO, Choice, Device, Execution, choose
 from analyzers.manifest import Manifest
 from analyzers.placement import RECORD, listed, placed, why_not_captured
 from analyzers.run_paths import Bound, Captured, Plain, RunPath, Tensors
@@ -186,10 +186,13 @@ def _load(model: bytes, choice: Choice, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave the cores alone
     names = [name for name, _ in choice.providers]
+    if choice.first != CPU:
+        options.add_session_config_entry(RECORD, "1")
     if choice.first in ON_GPU:
         with redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
-        options.add_session_config_entry(RECORD, "1")
+    if choice.first == OPENVINO:  # it has its own, and stumbles over an output that has been folded into a constant
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if CPU not in names:  # ONNX Runtime wants it to be in the list or to be ruled out, not both
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     # ONNX Runtime announces a fallback on stdout even where there is none.

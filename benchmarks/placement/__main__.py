@@ -27,6 +27,24 @@ PROVIDER = "libonnxruntime_providers_cuda.so"
 Placement = dict[str, dict[str, int]]
 
 
+def run_there(python: Path, module: str, arguments: Sequence[str], *, real: bool = False) -> list[str]:
+    """Run a module in an environment with onnxruntime-gpu, on stubs or on the GPU; return what it prints, by line.
+
+    Raises:
+        RuntimeError: it failed; says why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
+        if not real:
+            build(Path(folder), next(python.absolute().parent.parent.rglob(PROVIDER)))
+            environment |= {"LD_LIBRARY_PATH": folder}
+        command = [str(python), "-P", "-m", module, *arguments]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(run.stderr.strip().splitlines()[-1] if run.stderr.strip() else f"exit code {run.returncode}")
+    return run.stdout.splitlines()
+
+
 def place(python: Path, files: Sequence[Path], *, real: bool = False) -> list[Placement]:
     """Return for each file how many nodes of each operator are on each provider.
 
@@ -34,20 +52,9 @@ def place(python: Path, files: Sequence[Path], *, real: bool = False) -> list[Pl
         python: of an environment with onnxruntime-gpu.
         files: models.
         real: use the GPU of this machine, not stubs.
-
-    Raises:
-        RuntimeError: it could not be found out; says why.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
-        if not real:
-            build(Path(folder), next(python.absolute().parent.parent.rglob(PROVIDER)))
-            environment |= {"LD_LIBRARY_PATH": folder}
-        command = [str(python), "-P", "-m", "benchmarks.placement.place", *map(str, files)]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise RuntimeError(run.stderr.strip().splitlines()[-1] if run.stderr.strip() else f"exit code {run.returncode}")
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    lines = run_there(python, "benchmarks.placement.place", [str(file) for file in files], real=real)
+    return [json.loads(line) for line in lines]
 
 
 def main() -> int:

@@ -76,6 +76,15 @@ int cudaMemcpyAsync(void *to, const void *from, size_t size) { memmove(to, from,
 int cudaMemset(void *to, int value, size_t size) { memset(to, value, size); return OK; }
 int cudaMemsetAsync(void *to, int value, size_t size) { memset(to, value, size); return OK; }
 
+/* How often; a test reads them. */
+int stub_captures, stub_replays, stub_kernels;
+
+int cudaStreamBeginCapture(void *stream) { (void)stream; stub_captures++; return OK; }
+int cudaGraphLaunch(void *graph) { (void)graph; stub_replays++; return OK; }
+int cudaLaunchKernel(void *kernel) { (void)kernel; stub_kernels++; return OK; }
+int __cudaLaunchKernel(void *kernel) { (void)kernel; stub_kernels++; return OK; }
+int cudaLaunchKernelExC(void *kernel) { (void)kernel; stub_kernels++; return OK; }
+
 static int made(void **what) { *what = &handle; return OK; }
 
 int cudaStreamCreate(void **stream) { return made(stream); }

@@ -64,12 +64,6 @@ def test_the_gpu_is_refused_where_there_is_no_cuda_and_nothing_falls_back() -> N
         open_session(tiny_plain(), device="gpu")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="this ONNX Runtime has no CUDA")
-def test_the_gpu_runs_the_model_where_there_is_one() -> None:
-    assert open_session(tiny_plain(), device="gpu").provider == CUDA
-
-
 def test_a_file_and_its_bytes_are_the_same_session(tmp_path: Path, tiny_model: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(tiny_model)
     file, data = open_session(tmp_path / "model.onnx"), open_session(tiny_model)
