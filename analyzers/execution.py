@@ -118,17 +118,22 @@ class TensorrtOptions(_Strict):
 class OpenvinoOptions(_Strict):
     """What the OpenVINO provider is told; it runs on the CPU."""
 
-    precision: Literal["f32", "bf16", "f16"] = Field(
+    precision: Literal["f32", "bf16"] = Field(
         "f32", description="in what it computes; by itself it takes the fastest, and logits and peaks move"
     )
-    streams: _Positive = Field(1, description="runs at a time inside OpenVINO")
+    streams: _Positive | None = Field(None, description="runs at a time within it; none: as many as of the model")
     cache: Path | None = Field(None, description="folder that keeps compiled models between starts")
 
+    def for_runs(self, at_a_time: int) -> OpenvinoOptions:
+        """Return the same with streams for so many runs at a time, where their number was left open."""
+        return self if self.streams else self.model_copy(update={"streams": at_a_time})
+
     def options(self, *, threads: int) -> Options:
-        """Return them in ONNX Runtime's words; 0 threads leave the number to OpenVINO."""
-        config = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": str(self.streams)}
+        """Return them in ONNX Runtime's words; `threads` of each run, 0 leave the number to OpenVINO."""
+        streams = self.streams or 1
+        config = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": str(streams)}
         if threads:
-            config["INFERENCE_NUM_THREADS"] = str(threads)
+            config["INFERENCE_NUM_THREADS"] = str(streams * threads)  # of all streams together
         found = {"device_type": "CPU", "load_config": json.dumps({"CPU": config})}
         return found if self.cache is None else found | {"cache_dir": str(self.cache)}
 

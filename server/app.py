@@ -76,7 +76,8 @@ def open_repository(settings: Settings, workers: Workers) -> Repository:
         RepositoryError: there is no such repository.
         RuntimeNotReadyError: the GPU was asked for and cannot be had.
     """
-    vet = Vetting(TrialLimits(settings.vet_seconds, settings.vet_memory_bytes, settings.max_batch))
+    largest = max([settings.max_batch, *(own.max_batch or 1 for own in settings.models.values())])
+    vet = Vetting(TrialLimits(settings.vet_seconds, settings.vet_memory_bytes, largest))
 
     def loader(path: Path, name: str, version: str) -> ExplainedModel:
         own = settings_of(settings.models, name)

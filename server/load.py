@@ -57,6 +57,8 @@ def load_model(
     data = read_file(path)
     if vet is not None:
         vet(data)
+    if execution is not None:  # OpenVINO has threads of its own, which have to be as many as ours
+        execution = execution.model_copy(update={"openvino": execution.openvino.for_runs(limits.instances)})
     session, manifest, head = open_checked(
         data, device=device, threads=threads, max_batch=limits.max_batch, execution=execution
     )

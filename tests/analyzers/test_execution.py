@@ -120,6 +120,12 @@ def test_openvino_keeps_single_precision_unless_asked_otherwise() -> None:
     assert "INFERENCE_NUM_THREADS" not in OpenvinoOptions().options(threads=0)["load_config"]
 
 
+def test_openvino_has_a_stream_for_each_run_at_a_time_and_its_threads_are_those_of_all_streams() -> None:
+    config = json.loads(OpenvinoOptions().for_runs(4).options(threads=2)["load_config"])["CPU"]
+    assert (config["NUM_STREAMS"], config["INFERENCE_NUM_THREADS"]) == ("4", "8")
+    assert OpenvinoOptions(streams=3).for_runs(4).streams == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
