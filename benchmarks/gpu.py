@@ -161,7 +161,7 @@ def device_name(device: Device) -> str:
         return "a GPU that nvidia-smi does not name"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure everything there is and print it as it comes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="what benchmarks.gpu_models wrote")
@@ -171,13 +171,13 @@ def main() -> None:
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--peak-tflops", default="", metavar="fp32=N,fp16=N", help="the device's, for the share of it")
     parser.add_argument("--json", type=Path, help="also write the figures here, after every network")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     index: dict[str, float] = json.loads((options.models / INDEX).read_text())
     cases = sorted({tuple(file.split(".")[::2][:2]) for file in index if options.only in file})
     batches = tuple(int(batch) for batch in options.batches.split(","))
     peaks = {p: 1e12 * float(v) for p, _, v in (one.partition("=") for one in options.peak_tflops.split(",") if one)}
     plan = Plan(options.device, batches, 60 * options.minutes / (len(cases) * len(batches)), peaks)
-    record = Record(" ".join(["python -m benchmarks.gpu", *sys.argv[1:]]), [])
+    record = Record(" ".join(["python -m benchmarks.gpu", *(arguments or sys.argv[1:])]), [])
     device = device_name(options.device)
     for name, precision in cases:
         for line in measure(name, precision, options.models, plan, index):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,6 @@ STUBS = pytest.param(False, marks=pytest.mark.slow, id="stubs")
 def gpu_python(request: pytest.FixtureRequest) -> Path:
     """The interpreter of an environment with onnxruntime-gpu: this one where it has a GPU."""
     if request.getfixturevalue("real"):
-        import sys
-
         return Path(sys.executable)
     if not (named := os.environ.get("PELLUCID_GPU_PYTHON")):
         pytest.skip("PELLUCID_GPU_PYTHON names no environment with onnxruntime-gpu")

@@ -15,7 +15,7 @@ from analyzers.attach_graph import attach_graph
 from analyzers.conv_maps import default_maps, find_conv_maps
 from analyzers.explanatory_graph import ExplanatoryGraph
 from analyzers.graph_inference import Form
-from analyzers.plain import Layer, Plain, read_plain
+from analyzers.plain import Layer, Plain, manifest_of, read_plain
 from analyzers.preprocessing import NOTHING, Preprocessing
 from analyzers.smaller import named, to_eight_bits, to_half
 from benchmarks.graph_latency import graph_of
@@ -82,8 +82,6 @@ def explained(plain: Plain, layer: Layer) -> ModelProto:
 
 def with_graph(model: ModelProto, *, form: Form, rooted: bool, by_class: bool = False) -> ModelProto:
     """Attach a random explanatory graph of the default layers."""
-    from analyzers.plain import manifest_of
-
     known = manifest_of(model)
     graph = graph_of(model, default_maps(find_conv_maps(model, known.input)), rooted)
     return attach_graph(model, _of_each_class(graph, known.classes) if by_class else graph, nodes=20, form=form)
