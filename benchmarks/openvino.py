@@ -3,9 +3,9 @@
     python3.11 -m venv DIR && DIR/bin/pip install "onnxruntime-openvino>=1.24,<1.25" numpy pydantic
     python -m benchmarks.openvino --python DIR/bin/python --json openvino.json
 
-The same file in three processes that run in turns, one thread each: ONNX Runtime's CPU provider as it is installed
-here, the CPU provider of OpenVINO's wheel, which is older, and OpenVINO. Lines hold medians of the wall clock and of
-CPU time, and their ratio to the first. Repeat on a machine with nothing else to do.
+The same file in four processes that run in turns, one thread each: ONNX Runtime's CPU provider as it is installed
+here, the CPU provider of OpenVINO's wheel, which is older, OpenVINO, and OpenVINO in bf16. Lines hold medians of the
+wall clock and of CPU time, and their ratio to the first. Repeat on a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analyzers.execution import Execution
+from analyzers.execution import Execution, OpenvinoOptions
 from analyzers.manifest import Manifest
 from analyzers.runtime import RUNTIME, open_session
 from benchmarks.record import Line, Record
@@ -78,13 +78,15 @@ class Worker:
 
 
 def measure(name: str, file: Path, python: Path, batch: int, rounds: int, folder: Path) -> list[Line]:
-    """Return a line for each of the three processes."""
-    here, there = Path(sys.executable), python
-    workers = [
-        Worker(here, file, Execution(provider="cpu"), batch, folder / "0.npz"),
-        Worker(there, file, Execution(provider="cpu"), batch, folder / "1.npz"),
-        Worker(there, file, Execution(provider="openvino"), batch, folder / "2.npz"),
-    ]
+    """Return a line for each of the four processes."""
+    half = Execution(provider="openvino", openvino=OpenvinoOptions(precision="bf16"))
+    how = {
+        "cpu": (Path(sys.executable), Execution(provider="cpu")),
+        "cpu of its wheel": (python, Execution(provider="cpu")),
+        "f32": (python, Execution(provider="openvino")),
+        "bf16": (python, half),
+    }
+    workers = [Worker(own, file, one, batch, folder / f"{n}.npz") for n, (own, one) in enumerate(how.values())]
     taken = np.zeros((rounds, len(workers), 2))
     for number in range(rounds):
         for turn in range(len(workers)):
@@ -92,9 +94,9 @@ def measure(name: str, file: Path, python: Path, batch: int, rounds: int, folder
             taken[number, which] = workers[which].run()
     medians = np.median(taken, axis=0)
     lines = []
-    for which, worker in enumerate(workers):
+    for which, (kind, worker) in enumerate(zip(how, workers, strict=True)):
         worker.end()
-        line: Line = {"network": name, "batch": batch, "what": worker.name}
+        line: Line = {"network": name, "batch": batch, "kind": kind, "what": worker.name}
         line |= {"wall_ms": 1e3 * medians[which, 0], "cpu_ms": 1e3 * medians[which, 1]}
         line |= {"wall_ratio": medians[which, 0] / medians[0, 0], "cpu_ratio": medians[which, 1] / medians[0, 1]}
         lines.append(line | difference(folder / "0.npz", folder / f"{which}.npz"))
@@ -125,13 +127,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, required=True, help="of an environment with onnxruntime-openvino")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--batches", default="1,8", help="pictures in a run; they divide 64")
     parser.add_argument("--only", default="", help="only networks whose name contains this")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     record = Record(" ".join(["python -m benchmarks.openvino", *sys.argv[1:]]), [])
     with tempfile.TemporaryDirectory() as folder:
         for name, file in files(Path(folder), options.only):
-            for batch in (1, 8):
+            for batch in map(int, options.batches.split(",")):
                 for line in measure(name, file, options.python, batch, options.rounds, Path(folder)):
                     record.lines.append(line)
                     said = (
