@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from analyzers.errors import InvalidInputError
+from analyzers.errors import RuntimeNotReadyError
 
 Device = Literal["auto", "cpu", "gpu"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
@@ -188,21 +188,21 @@ def choose(device: Device, execution: Execution, available: Collection[str], *, 
         threads: within one run, for those that ask.
 
     Raises:
-        InvalidInputError: the wishes contradict each other, or this ONNX Runtime lacks the provider.
+        RuntimeNotReadyError: the wishes contradict each other, or this ONNX Runtime lacks the provider.
     """
     wanted = execution.provider
     if wanted == "auto":
         wanted = "cuda" if device == "gpu" or (device == "auto" and CUDA in available) else "cpu"
         if execution.cuda_graphs and wanted == "cpu" and device == "cpu":
-            raise InvalidInputError("cuda_graphs", "need a GPU, but the device is the CPU")
+            raise RuntimeNotReadyError("cuda_graphs need a GPU, but the device is the CPU; leave them out")
     on_gpu = wanted in ("cuda", "tensorrt")
     if (device == "gpu" and not on_gpu) or (device == "cpu" and on_gpu):
-        raise InvalidInputError("provider", f"{wanted} does not run on the device that was asked for ({device})")
+        raise RuntimeNotReadyError(f"the provider {wanted} does not run on the device that was asked for ({device})")
     if _NAMES[wanted] not in available:
         asked = "the GPU was asked for" if device == "gpu" else f"the provider {wanted} was asked for"
         lacks = "CUDA provider" if wanted == "cuda" else _NAMES[wanted]
-        sentence = f"{asked}, but this ONNX Runtime has no {lacks}; install {_WHEEL[wanted]} or use the CPU"
-        raise InvalidInputError("provider", sentence)
+        instead = f"install {_WHEEL[wanted]} or use the CPU"
+        raise RuntimeNotReadyError(f"{asked}, but this ONNX Runtime has no {lacks}; {instead}")
     found = _with_options(wanted, execution, threads)
     if device != "gpu" and wanted != "cpu":
         found = [*found, (CPU, {})]  # with the GPU asked for, ONNX Runtime wants no CPU in the list

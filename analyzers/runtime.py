@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzers.errors import InvalidInputError, ModelError, ModelRunError, PellucidError
+from analyzers.errors import ModelError, ModelRunError, PellucidError
+from analyzers.errors import RuntimeNotReadyError as RuntimeNotReadyError
 from analyzers.execution import CPU, ON_GPU, OPENVINO, Choice, Device, Execution, choose
 from analyzers.manifest import Manifest
 from analyzers.placement import RECORD, listed, placed, why_not_captured
 from analyzers.run_paths import Bound, Captured, Plain, RunPath, Tensors
 from analyzers.wheel import RUNTIME as RUNTIME
-from analyzers.wheel import RuntimeNotReadyError as RuntimeNotReadyError
 from analyzers.wheel import ort as ort
 
 # Where in its own source ONNX Runtime was: codes, files with lines, C++ names with their arguments.
@@ -149,10 +149,7 @@ def open_session(
         except OSError as error:
             raise ModelError(f"the file cannot be read: {error.strerror}") from None
     how = execution or Execution()
-    try:
-        choice = choose(device, how, ort.get_available_providers(), threads=threads)
-    except InvalidInputError as error:
-        raise RuntimeNotReadyError(str(error).removeprefix(f"{error.field}: ")) from None
+    choice = choose(device, how, ort.get_available_providers(), threads=threads)
     try:
         session = _load(model, choice, threads)
     except ModelRunError as error:

@@ -10,13 +10,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from analyzers.errors import PellucidError
+from analyzers.errors import RuntimeNotReadyError
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
-
-
-class RuntimeNotReadyError(PellucidError):
-    """ONNX Runtime is absent, installed twice, or lacks the device or provider that was asked for."""
 
 
 def _installed(wheel: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from analyzers.errors import InvalidInputError
+from analyzers.errors import RuntimeNotReadyError
 from analyzers.execution import (
     CPU,
     CUDA,
@@ -77,13 +77,13 @@ def test_with_the_gpu_asked_for_the_cpu_is_not_in_the_list_which_onnx_runtime_re
 def test_what_cannot_be_had_says_what_to_install_or_to_change(
     device: Device, provider: Provider, available: tuple[str, ...], words: str
 ) -> None:
-    with pytest.raises(InvalidInputError, match=words):
+    with pytest.raises(RuntimeNotReadyError, match=words):
         chosen(device, provider, available)
 
 
 def test_captured_runs_on_the_cpu_are_refused_and_without_a_gpu_left_out() -> None:
     execution = Execution(cuda_graphs=(1, 8))
-    with pytest.raises(InvalidInputError, match=r"^cuda_graphs: need a GPU"):
+    with pytest.raises(RuntimeNotReadyError, match=r"^cuda_graphs need a GPU"):
         choose("cpu", execution, GPU_WHEEL)
     assert choose("auto", execution, CPU_WHEEL).first == CPU
     assert dict(choose("auto", execution, GPU_WHEEL).providers)[CUDA]["enable_cuda_graph"] == "1"
