@@ -9,11 +9,12 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from analyzers.errors import ModelError
+from analyzers.execution import Device
 from analyzers.graph import ELEMENTWISE, Graph, grid_of
 from analyzers.manifest import METADATA_KEY, Grid, Manifest, ModelInput
 from analyzers.plain import load_onnx
 from analyzers.preprocessing import NOTHING, Preprocessing, picture_input, refuse_other_numbers
-from analyzers.runtime import Device, Session, open_session
+from analyzers.runtime import Session, open_session
 
 DEFAULT_LAYERS = 3
 MIN_CELLS = 4

@@ -29,3 +29,7 @@ class ModelRunError(ModelError):
 
 class DataError(PellucidError):
     """Pictures or index files on disk cannot be used."""
+
+
+class RuntimeNotReadyError(PellucidError):
+    """ONNX Runtime is absent, installed twice, or lacks the device or provider that was asked for."""

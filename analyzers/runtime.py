@@ -1,68 +1,26 @@
-"""The one place that loads ONNX Runtime: telemetry off, the right wheel, the device that was asked for."""
+"""Sessions: a model file loaded into ONNX Runtime, on the device that was asked for, with errors in one sentence."""
 
 from __future__ import annotations
 
-import os
+import io
 import re
-
-# Read once, at import: ONNX Runtime >= 1.29 otherwise opens a data base in the home directory and looks up hosts.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from analyzers.errors import ModelError, ModelRunError, PellucidError
+from analyzers.errors import RuntimeNotReadyError as RuntimeNotReadyError
+from analyzers.execution import CPU, ON_GPU, OPENVINO, Choice, Device, Execution, choose
 from analyzers.manifest import Manifest
-
-Device = Literal["auto", "cpu", "gpu"]
-Tensors = Mapping[str, npt.NDArray[Any]]
-
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-WHEELS = ("onnxruntime", "onnxruntime-gpu")
-
-
-class RuntimeNotReadyError(PellucidError):
-    """ONNX Runtime is absent, installed twice, or lacks the device that was asked for."""
-
-
-def _installed(wheel: str) -> bool:
-    try:
-        version(wheel)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def check_wheels(installed: Iterable[str]) -> None:
-    """Refuse an environment in which pip has put both ONNX Runtime wheels over each other, or none.
-
-    Raises:
-        RuntimeNotReadyError: saying what to install or to remove.
-    """
-    found = sorted(installed)
-    if not found:
-        raise RuntimeNotReadyError(
-            "ONNX Runtime is not installed; install pellucid[cpu], or pellucid[gpu] on a machine with CUDA"
-        )
-    if len(found) > 1:
-        raise RuntimeNotReadyError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files;"
-            " uninstall both, then install exactly one of pellucid[cpu] and pellucid[gpu]"
-        )
-
-
-check_wheels(wheel for wheel in WHEELS if _installed(wheel))
-
-import onnxruntime as ort  # noqa: E402 (the telemetry switch and the check must come first)
-
-RUNTIME = f"onnxruntime {ort.__version__}"
+from analyzers.placement import RECORD, listed, placed, why_not_captured
+from analyzers.run_paths import Bound, Captured, Plain, RunPath, Tensors
+from analyzers.wheel import RUNTIME as RUNTIME
+from analyzers.wheel import ort as ort
 
 # Where in its own source ONNX Runtime was: codes, files with lines, C++ names with their arguments.
 _SOURCE = re.compile(
@@ -70,26 +28,7 @@ _SOURCE = re.compile(
     r"|\S+\.(?:cc|cpp|h|py):\d+\s*|\S*/\S+\.(?:cc|cpp|h|py)\s*"
     r"|(?:static )?(?:\w+[*&]? )?\w+(?:<[^>]*>)?::[\w:]+(?:\([^)]*\)?)?\s?"
 )
-
-ort.set_default_logger_severity(4)  # nothing but fatal ones: errors come as exceptions, with a sentence of ours
-
-
-def providers(device: Device) -> list[str]:
-    """Return the execution providers for a device, best first.
-
-    Raises:
-        RuntimeNotReadyError: the GPU was asked for and this ONNX Runtime has no CUDA provider.
-    """
-    if device == "cpu":
-        return [CPU]
-    if CUDA in ort.get_available_providers():
-        ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
-        return [CUDA, CPU]
-    if device == "gpu":
-        raise RuntimeNotReadyError(
-            "the GPU was asked for, but this ONNX Runtime has no CUDA provider; install pellucid[gpu] or use the CPU"
-        )
-    return [CPU]
+_SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
 class Run:
@@ -112,12 +51,20 @@ class Session:
         provider: the execution provider that runs it.
         inputs: shapes of the graph's inputs by name; an axis that is free is a name or None.
         outputs: names of the graph's outputs.
+        path: how a run reaches the device.
+        options: what the provider was told, in ONNX Runtime's words.
+        on_cpu: which nodes the CPU runs although another provider runs the model; empty where none, or not known.
+        run_options: what every run is told.
     """
 
     session: ort.InferenceSession
     provider: str
     inputs: dict[str, list[int | str | None]]
     outputs: tuple[str, ...]
+    path: RunPath
+    options: Mapping[str, str] = field(default_factory=dict)
+    on_cpu: str = ""
+    run_options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -138,11 +85,19 @@ class Session:
             ModelError: the graph refused these inputs or failed.
         """
         names = list(outputs or self.outputs)
+        options = ort.RunOptions() if run is None else run.options
+        for key, value in self.run_options.items():
+            options.add_run_config_entry(key, value)
         try:
-            values = self.session.run(names, dict(feeds), None if run is None else run.options)
+            values = self.path(feeds, names, options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ModelRunError(f"the model failed to run: {_one_line(error)}") from None
         return dict(zip(names, values, strict=True))
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """The batch sizes whose runs are captured and replayed."""
+        return self.path.sizes if isinstance(self.path, Captured) else ()
 
     def batch(self, tensor: str) -> int | None:
         """Return how many pictures the input `tensor` takes at a time, None for any number."""
@@ -173,40 +128,123 @@ class Session:
         return {name: np.concatenate([answer[name] for answer in answers])[: len(images)] for name in names}
 
 
-def open_session(model: Path | bytes, *, device: Device = "cpu", threads: int = 0) -> Session:
+def open_session(
+    model: Path | bytes, *, device: Device = "cpu", threads: int = 0, execution: Execution | None = None
+) -> Session:
     """Load a model file.
 
     Args:
         model: path of the file, or its content.
-        device: "auto" takes the GPU if there is one; "gpu" refuses to fall back to the CPU.
+        device: "auto" takes the GPU if there is one; "gpu" refuses to fall back to the CPU, for any node.
         threads: threads within one run; 0 takes every core.
+        execution: which provider, and how; see there.
 
     Raises:
-        ModelError: the file is missing, truncated or not a model that ONNX Runtime can run.
-        RuntimeNotReadyError: the GPU was asked for and cannot be had.
+        ModelError: the file is missing, truncated or not a model that ONNX Runtime can run so.
+        RuntimeNotReadyError: the GPU or a provider was asked for and cannot be had.
     """
     if isinstance(model, Path):
         try:
             model = model.read_bytes()
         except OSError as error:
             raise ModelError(f"the file cannot be read: {error.strerror}") from None
+    how = execution or Execution()
+    choice = choose(device, how, ort.get_available_providers(), threads=threads)
+    try:
+        session = _load(model, choice, threads)
+    except ModelRunError as error:
+        if choice.first == CPU:
+            raise
+        raise _why_not(model, how, threads, str(error)) from None
+    provider = session.get_providers()[0]
+    if choice.strict and provider != choice.first:
+        raise RuntimeNotReadyError(_does_not_start(choice.first))
+    nodes = placed(session)
+    shrink = f"cpu:0;gpu:{how.cuda.device}" if provider in ON_GPU else "cpu:0"
+    return Session(
+        session,
+        provider,
+        inputs={given.name: list(given.shape) for given in session.get_inputs()},
+        outputs=tuple(output.name for output in session.get_outputs()),
+        path=_path(session, provider, how),
+        options=dict(choice.providers).get(provider, {}),
+        on_cpu=listed(nodes[CPU]) if provider != CPU and CPU in nodes else "",
+        run_options={_SHRINK: shrink} if how.shrink_arena else {},
+    )
+
+
+def _load(model: bytes, choice: Choice, threads: int) -> ort.InferenceSession:
+    """Open ONNX Runtime's session.
+
+    Raises:
+        ModelRunError: it does not want to.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave the cores alone
-    chosen = providers(device)
-    if device == "gpu":
+    names = [name for name, _ in choice.providers]
+    if choice.first != CPU:
+        options.add_session_config_entry(RECORD, "1")
+    if choice.first in ON_GPU:
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
+    if choice.first == OPENVINO:  # it has its own, and stumbles over an output that has been folded into a constant
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if CPU not in names:  # ONNX Runtime wants it to be in the list or to be ruled out, not both
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    fallback = device == "auto" and CUDA in chosen  # ONNX Runtime announces one on stdout even where there is none
+    # ONNX Runtime announces a fallback on stdout even where there is none.
+    fallback = not choice.strict and len(names) > 1 and choice.providers[0][1].get("enable_cuda_graph") != "1"
     try:
-        session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=int(fallback))
+        return ort.InferenceSession(model, options, providers=list(choice.providers), enable_fallback=int(fallback))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        if device == "gpu":
-            open_session(model, device="cpu", threads=threads)  # a file that is no model is not the GPU's fault
-            raise RuntimeNotReadyError(f"the GPU was asked for and cannot run the model: {_one_line(error)}") from None
         raise ModelRunError(f"ONNX Runtime cannot load the file: {_one_line(error)}") from None
-    inputs = {given.name: list(given.shape) for given in session.get_inputs()}
-    outputs = tuple(output.name for output in session.get_outputs())
-    return Session(session, session.get_providers()[0], inputs, outputs)
+
+
+def _why_not(model: bytes, how: Execution, threads: int, said: str) -> PellucidError:
+    """Return what keeps a file from being run as it should be, found by letting the CPU help.
+
+    Raises:
+        ModelError: it is no model; that is not the device's fault.
+    """
+    open_session(model, device="cpu", threads=threads)
+    plainly = how.model_copy(update={"cuda_graphs": (), "provider": "cuda" if how.provider == "auto" else how.provider})
+    choice = choose("auto", plainly, ort.get_available_providers(), threads=threads)
+    try:
+        session = _load(model, choice, threads)
+    except ModelRunError:
+        return RuntimeNotReadyError(f"{choice.first} was asked for and does not run the model; {said}")
+    if session.get_providers()[0] != choice.first:
+        return RuntimeNotReadyError(_does_not_start(choice.first))
+    nodes = placed(session)
+    if how.cuda_graphs and (reason := why_not_captured(nodes)):
+        return ModelError(f"its runs cannot be captured as CUDA graphs: {reason}; leave cuda_graphs out")
+    if CPU in nodes:
+        there = listed(nodes[CPU])
+        return ModelError(
+            f"the GPU was asked for, but the CPU would run nodes of the model ({there}); device auto allows it"
+        )
+    return RuntimeNotReadyError(f"{choice.first} was asked for and does not run the model; {said}")
+
+
+def _does_not_start(provider: str) -> str:
+    if provider in ON_GPU:
+        where = "is there a GPU, with its driver and libraries?"
+        return f"the GPU was asked for, but {provider} does not start on this machine; {where}"
+    return f"{provider} was asked for and does not start on this machine"
+
+
+def _path(session: ort.InferenceSession, provider: str, how: Execution) -> RunPath:
+    if provider not in ON_GPU:
+        return Plain(session)
+    device = ("cuda", how.cuda.device)
+    if how.cuda_graphs:
+        rows = [output.name for output in session.get_outputs() if not isinstance(output.shape[0], int)]
+        if not rows:
+            raise ModelError(
+                "its runs cannot be captured as CUDA graphs: its batch size is fixed; leave cuda_graphs out"
+            )
+        return Captured(session, device, how.cuda_graphs, rows)
+    return Bound(session, device) if how.io_binding else Plain(session)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from analyzers.attach import Selection, attach
 from analyzers.plain import Layer
 from analyzers.progress import track
 from analyzers.runtime import open_session, ort
+from benchmarks.record import processor
 from training.backbones import BACKBONES
 from training.export import MAP, export
 from training.network import Network
@@ -132,16 +132,6 @@ def main() -> None:
             print("| " + " | ".join(str(value) for value in asdict(row).values()) + " |", flush=True)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-
-
-def processor() -> str:
-    """Return the processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

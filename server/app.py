@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,6 +24,8 @@ from server.health import SERVICE as HEALTH
 from server.health import Health
 from server.load import load_model
 from server.logs import AccessLog
+from server.model import ExplainedModel
+from server.model_settings import ModelSettings, settings_of
 from server.oip import InferenceService, Unary
 from server.oip_messages import SERVICE as OPEN_INFERENCE
 from server.reflection import add_reflection
@@ -78,21 +80,35 @@ def open_repository(settings: Settings, workers: Workers) -> Repository:
         RepositoryError: there is no such repository.
         RuntimeNotReadyError: the GPU was asked for and cannot be had.
     """
-    limits = BatchLimits(
-        max_batch=settings.max_batch,
-        max_delay_seconds=settings.max_delay_ms / 1000,
-        max_queue=settings.max_queue,
-        instances=settings.instances or settings.workers,
-    )
-    loader = partial(
-        load_model,
-        device=settings.device,
-        threads=settings.threads,
-        workers=workers,
-        limits=limits,
-        vet=Vetting(TrialLimits(settings.vet_seconds, settings.vet_memory_bytes, settings.max_batch)),
-    )
+    largest = max([settings.max_batch, *(own.max_batch or 1 for own in settings.models.values())])
+    vet = Vetting(TrialLimits(settings.vet_seconds, settings.vet_memory_bytes, largest))
+
+    def loader(path: Path, name: str, version: str) -> ExplainedModel:
+        own = settings_of(settings.models, name)
+        return load_model(
+            path,
+            name,
+            version,
+            device=own.device or settings.device,
+            threads=own.threads or settings.threads,
+            execution=own,
+            workers=workers,
+            limits=limits_of_model(settings, own),
+            vet=vet,
+        )
+
     return Repository.open(settings.repository, loader, versions=settings.versions)
+
+
+def limits_of_model(settings: Settings, own: ModelSettings) -> BatchLimits:
+    """Return how a model's pictures are put together."""
+    delay = settings.max_delay_ms if own.max_delay_ms is None else own.max_delay_ms
+    return BatchLimits(
+        max_batch=own.max_batch or settings.max_batch,
+        max_delay_seconds=delay / 1000,
+        max_queue=settings.max_queue,
+        instances=own.instances or settings.instances or settings.workers,
+    )
 
 
 def make_server(settings: Settings) -> grpc.aio.Server:

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from analyzers import probe
 from analyzers.errors import ModelError
+from analyzers.execution import CPU, Device, Execution
 from analyzers.explain import Wanted, explain
 from analyzers.geometry import Frame
 from analyzers.manifest import ClassFeatures, ExplanatoryGraph, Manifest, ModelInput, Parts
-from analyzers.runtime import CPU, Device, Session, open_session
+from analyzers.runtime import Session, open_session
 from server.onnx_scan import scan
 
 log = logging.getLogger("pellucid.repository")
@@ -40,7 +41,7 @@ class _Meant:
 
 
 def open_checked(
-    data: bytes, *, device: Device, threads: int, max_batch: int
+    data: bytes, *, device: Device, threads: int, max_batch: int, execution: Execution | None = None
 ) -> tuple[Session, Manifest, Float32Array | None]:
     """Open a file's content, check it, and warm it up; returns the session, its manifest and its final layer's weights.
 
@@ -48,7 +49,7 @@ def open_checked(
         ModelError: it is not an explained model, or does not do what it says.
     """
     scan(data)
-    session = open_session(data, device=device, threads=threads)
+    session = open_session(data, device=device, threads=threads, execution=execution)
     manifest = Manifest.from_metadata(session.metadata)
     head = check(session, manifest)
     warm(session, manifest, max_batch)
@@ -90,13 +91,13 @@ def check(session: Session, manifest: Manifest) -> Float32Array | None:
 
 
 def warm(session: Session, manifest: Manifest, max_batch: int) -> None:
-    """Run batches of one and of the largest size, so that no request pays for what the runtime sets up then.
+    """Run batches of one, of the largest and of captured sizes, so that no request pays for what is set up then.
 
     Raises:
         ModelError: it cannot run them.
     """
     shape = (3, manifest.input.height, manifest.input.width)
-    for count in sorted({1, max_batch}):
+    for count in sorted({1, max_batch, *session.captured}):
         outputs = session.run_images(manifest, np.zeros((count, *shape), np.float32))
         for tensor, values in outputs.items():
             if values.shape[:1] != (count,):

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from analyzers.errors import ModelError
-from analyzers.runtime import Device
+from analyzers.execution import Device, Execution
+from analyzers.runtime import Session
 from server.batcher import BatchLimits
 from server.check import open_checked, worthwhile_batch
 from server.model import ExplainedModel
@@ -32,6 +33,7 @@ def load_model(
     *,
     device: Device,
     threads: int,
+    execution: Execution | None = None,
     workers: Workers | None = None,
     limits: BatchLimits = ALONE,
     vet: Vet | None = None,
@@ -44,6 +46,7 @@ def load_model(
         version: of that name.
         device: where it runs.
         threads: within one run.
+        execution: which provider runs it, and how.
         workers: who runs what is asked through its queue; nobody where left out.
         limits: of that queue.
         vet: tries the bytes out before this process does anything with them, and raises if they are not to be used.
@@ -54,7 +57,12 @@ def load_model(
     data = read_file(path)
     if vet is not None:
         vet(data)
-    session, manifest, head = open_checked(data, device=device, threads=threads, max_batch=limits.max_batch)
+    if execution is not None:  # OpenVINO has threads of its own, which have to be as many as ours
+        execution = execution.model_copy(update={"openvino": execution.openvino.for_runs(limits.instances)})
+    session, manifest, head = open_checked(
+        data, device=device, threads=threads, max_batch=limits.max_batch, execution=execution
+    )
+    _log_execution(f"{name}/{version}", session)
     size = worthwhile_batch(session, manifest, limits.max_batch)
     if size < limits.max_batch:
         log.info("%s/%s runs pictures one by one: batches do not make it faster here", name, version)
@@ -68,6 +76,14 @@ def load_model(
         workers=workers or Workers(0),
         limits=replace(limits, max_batch=size),
     )
+
+
+def _log_execution(model: str, session: Session) -> None:
+    """Say what runs a model; where it runs decides how fast it is."""
+    said = " ".join(f"{name}={value}" for name, value in session.options.items())
+    log.info("%s runs on %s%s%s", model, session.provider, ", " * bool(said), said)
+    if session.on_cpu:
+        log.warning("%s: the CPU runs some of its nodes, with copies before and after: %s", model, session.on_cpu)
 
 
 def read_file(path: Path) -> bytes:

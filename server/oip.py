@@ -24,6 +24,7 @@ from server.errors import (
     UnsupportedError,
     failure_of,
 )
+from server.model_settings import settings_of
 from server.oip_messages import oip
 from server.oip_metadata import config_message, metadata_message, statistics_message
 from server.oip_request import MAX_ID, SMALL_BYTES, read_images, read_question, takes_long
@@ -161,11 +162,13 @@ class InferenceService:
 
     async def model_config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
         """Say how a model is served."""
+        model = self._repository.get(request.name, request.version)
+        own, common = settings_of(self._settings.models, model.name), self._settings
         return config_message(
-            self._repository.get(request.name, request.version),
+            model,
             max_images=self._limits.max_images,
-            max_batch=self._settings.max_batch,
-            max_delay_ms=self._settings.max_delay_ms,
+            max_batch=own.max_batch or common.max_batch,
+            max_delay_ms=common.max_delay_ms if own.max_delay_ms is None else own.max_delay_ms,
         )
 
     async def model_statistics(self, request: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:

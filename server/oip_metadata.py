@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 
 SHA256_KEY = "pellucid.sha256"
+PROVIDER_KEY = "pellucid.execution_provider"
+OPTIONS_KEY = "pellucid.provider_options"  # JSON, in ONNX Runtime's words
 
 # ONNX Runtime's name of a type: the protocol's datatype, and its number in a model's configuration.
 _TYPES = {
@@ -60,8 +63,13 @@ def _outputs(model: ExplainedModel) -> list[_Tensor]:
 
 
 def _properties(model: ExplainedModel) -> dict[str, str]:
-    """Return all that a client needs to turn output tensors into an Explanation."""
-    return {METADATA_KEY: model.manifest.to_json(), SHA256_KEY: model.sha256}
+    """Return all that a client needs to turn output tensors into an Explanation, and what runs the model."""
+    return {
+        METADATA_KEY: model.manifest.to_json(),
+        SHA256_KEY: model.sha256,
+        PROVIDER_KEY: model.session.provider,
+        OPTIONS_KEY: json.dumps(dict(model.session.options)),
+    }
 
 
 def metadata_message(model: ExplainedModel, versions: Sequence[str]) -> oip.ModelMetadataResponse:

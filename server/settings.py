@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from server.model_settings import ModelSettings
 from server.settings_sources import ConfigFile, Environment
 
 Positive = Annotated[int, Field(ge=1)]
@@ -87,6 +88,10 @@ class Settings(BaseSettings):
     )
     max_request_seconds: Annotated[float, Field(gt=0)] = Field(
         60.0, description="what takes longer is ended, whatever the caller's deadline"
+    )
+
+    models: dict[str, ModelSettings] = Field(
+        {}, description='settings of single models, of all of them under "*": which provider runs them, and how'
     )
 
     max_requests: Positive = Field(2048, description="requests at a time, waiting ones included; more are refused")

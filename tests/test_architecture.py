@@ -37,6 +37,9 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "certify",
     "certify_command",
     "preprocessing",
+    "placement",
+    "run_paths",
+    "wheel",
 }
 KERNEL = sorted({m.name for m in pkgutil.iter_modules(analyzers.__path__)} - OFFLINE)
 CLIENT = (

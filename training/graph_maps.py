@@ -10,10 +10,10 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from analyzers.conv_maps import open_maps
+from analyzers.execution import Device
 from analyzers.manifest import ModelInput
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
-from analyzers.runtime import Device
 from training.feature_cache import Maps
 
 BATCH = 32

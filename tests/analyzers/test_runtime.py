@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from analyzers.errors import ModelError, PellucidError
+from analyzers.execution import CPU, CUDA
 from analyzers.manifest import METADATA_KEY
 from analyzers.probe import PROBE_KEY
-from analyzers.runtime import CPU, CUDA, WHEELS, RuntimeNotReadyError, check_wheels, open_session, ort, providers
+from analyzers.runtime import RuntimeNotReadyError, open_session, ort
+from analyzers.wheel import WHEELS, check_wheels
 from tests.conftest import ROOT, tiny_plain
 
 IMAGES = np.random.default_rng(0).random((3, 3, 16, 16), np.float32)
@@ -30,10 +32,17 @@ def test_no_wheel_says_what_to_install() -> None:
         check_wheels([])
 
 
-@pytest.mark.parametrize("installed", [WHEELS, WHEELS[::-1]])
-def test_both_wheels_are_refused_since_they_overwrite_each_other(installed: tuple[str, str]) -> None:
+@pytest.mark.parametrize("installed", [WHEELS[:2], WHEELS[1::-1]])
+def test_two_wheels_are_refused_since_they_overwrite_each_other(installed: tuple[str, ...]) -> None:
     with pytest.raises(RuntimeNotReadyError, match=r"onnxruntime and onnxruntime-gpu are both installed .* uninstall"):
         check_wheels(iter(installed))
+
+
+def test_openvinos_wheel_beside_another_is_refused_too() -> None:
+    with pytest.raises(RuntimeNotReadyError, match=r"^onnxruntime and onnxruntime-openvino are both installed"):
+        check_wheels([WHEELS[2], WHEELS[0]])
+    with pytest.raises(RuntimeNotReadyError, match=r"^onnxruntime, onnxruntime-gpu and onnxruntime-openvino are all"):
+        check_wheels(WHEELS)
 
 
 def test_a_runtime_that_is_not_ready_is_an_error_of_ours() -> None:
@@ -41,13 +50,8 @@ def test_a_runtime_that_is_not_ready_is_an_error_of_ours() -> None:
     assert not issubclass(RuntimeNotReadyError, ModelError)  # no file is to blame
 
 
-def test_the_cpu_means_the_cpu_alone() -> None:
-    assert providers("cpu") == [CPU]
-
-
 @without_cuda
 def test_auto_takes_the_cpu_where_there_is_no_cuda() -> None:
-    assert providers("auto") == [CPU]
     assert open_session(tiny_plain(), device="auto").provider == CPU
 
 
@@ -57,16 +61,7 @@ def test_the_gpu_is_refused_where_there_is_no_cuda_and_nothing_falls_back() -> N
         r"^the GPU was asked for, but this ONNX Runtime has no CUDA provider; install pellucid\[gpu\] or use the CPU$"
     )
     with pytest.raises(RuntimeNotReadyError, match=sentence):
-        providers("gpu")
-    with pytest.raises(RuntimeNotReadyError, match=sentence):
         open_session(tiny_plain(), device="gpu")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="this ONNX Runtime has no CUDA")
-def test_the_gpu_runs_the_model_where_there_is_one() -> None:
-    assert providers("gpu") == [CUDA, CPU]
-    assert open_session(tiny_plain(), device="gpu").provider == CUDA
 
 
 def test_a_file_and_its_bytes_are_the_same_session(tmp_path: Path, tiny_model: bytes) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 import pytest
 
+from analyzers.execution import CUDA
 from analyzers.files import write_atomically
 from analyzers.manifest import METADATA_KEY
-from analyzers.runtime import CUDA, ort
+from analyzers.runtime import ort
 from server.client import Client, ServerError
 from tests.conftest import NAMES, ROOT, random_pictures, running_server, tiny_plain
 

@@ -1,0 +1,1 @@
+"""On which execution provider each node of an explained graph is placed, found out without a GPU."""
