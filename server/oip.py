@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from analyzers import __version__
 from analyzers.errors import InvalidInputError
+from server.calls import refused
 from server.deadline import within
 from server.errors import (
     INTERNAL_TEXT,
@@ -238,10 +240,12 @@ class InferenceService:
     async def _answer(self, request: oip.ModelInferRequest, question: Question, model: ExplainedModel) -> bytes:
         read = partial(read_images, request, question, model.manifest.input, self._limits)
         images: Images
+        began = time.monotonic()
         if takes_long(question, model.manifest.input):
             images = await asyncio.get_running_loop().run_in_executor(self._decoders, read)
         else:
             images = read()
+        model.decoded(began)
         return await model.run(images, question.outputs, partial(answer, model, request.id, question))
 
     async def _answer_in_stream(self, data: bytes) -> bytes:
@@ -261,6 +265,7 @@ class InferenceService:
             failure = failure_of(error)
             if failure.text == INTERNAL_TEXT:
                 log.exception("a request of a stream failed")
+        refused(failure.reason)
         return failed_in_stream(failure.text, request.id[:MAX_ID])
 
 
