@@ -262,3 +262,10 @@ def record(model: ModelProto, baseline: Baseline) -> None:
     """Write a baseline into a model's metadata, in place of the one that is there."""
     forget(model)
     model.metadata_props.add(key=BASELINE_KEY, value=baseline.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def forget_nodes(model: ModelProto) -> None:
+    """Take the nodes out of a model's baseline, whose graph goes or becomes another."""
+    known = Baseline.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+    if known is not None and known.nodes is not None:
+        record(model, known.model_copy(update={"nodes": None}))
