@@ -183,5 +183,5 @@ def _put(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Hist
 
 def _batches(counts: Counts) -> tuple[list[tuple[str, float]], float]:
     sizes = {size: infer.count for size, (infer, _) in counts.batches.items()}
-    buckets = [(str(most), float(sum(n for size, n in sizes.items() if size <= most))) for most in BATCHES]
+    buckets = [(str(float(most)), float(sum(n for size, n in sizes.items() if size <= most))) for most in BATCHES]
     return [*buckets, ("+Inf", float(sum(sizes.values())))], float(sum(size * n for size, n in sizes.items()))

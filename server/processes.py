@@ -85,7 +85,7 @@ def serve_together(settings: Settings, announce: Announce) -> int:
 
 
 def _claim_and_supervise(settings: Settings, announce: Announce) -> None:
-    with _claimed(settings.host, settings.port) as port, metrics_of(settings) as scrape:
+    with metrics_of(settings) as scrape, _claimed(settings.host, settings.port) as port:
         share = max(1, settings.workers // settings.processes)
         each = settings.model_copy(update={"port": port, "workers": share})
         asyncio.run(_supervise(each, announce, scrape))
