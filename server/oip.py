@@ -47,7 +47,7 @@ STREAM_REQUESTS = 16
 
 _NO_SHARED_MEMORY = "shared memory is not offered; send tensors in the request itself"
 _NOT_OFFERED = {
-    "TraceSetting": "tracing is not offered",
+    "TraceSetting": "trace settings are not offered; the server's own --traces-sample decides",
     "LogSettings": "log settings are not offered; the server's own --log-level decides",
     "SystemSharedMemoryStatus": _NO_SHARED_MEMORY,
     "SystemSharedMemoryRegister": _NO_SHARED_MEMORY,
