@@ -46,6 +46,8 @@ class Scrape(Collector):
     def add(self, source: Source) -> None:
         """Ask this process too, from now on until it is gone."""
         with self._lock:
+            for number in [number for number, known in self._sources.items() if known.gone]:
+                self._leave(number)  # nobody may ever scrape, and each holds a file open
             self._sources[next(self._number)] = source
 
     def collect(self) -> Iterable[Metric]:

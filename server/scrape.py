@@ -16,6 +16,10 @@ Read = Callable[[], Reading]
 class Source(Protocol):
     """A process that can be asked."""
 
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, as far as one can tell without asking."""
+
     def ask(self) -> None:
         """Ask it for a reading; raises OSError if it is gone."""
 
@@ -29,6 +33,8 @@ class Source(Protocol):
 
 class Own:
     """This process."""
+
+    gone = False
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -48,6 +54,14 @@ class Other:
         self._pipe = pipe
         self._asked = 0
         self._answered = 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether the other end is closed; nobody there speaks unasked."""
+        try:
+            return self._asked == self._answered and self._pipe.poll()
+        except OSError:
+            return True
 
     def ask(self) -> None:
         """Ask, unless it still has not answered the last time."""

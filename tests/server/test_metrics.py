@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,7 +32,7 @@ from server.client_calls import explain_request
 from server.metrics import BATCHES, Scrape
 from server.oip_messages import oip
 from server.readings import ModelReading, Reading
-from server.scrape import Own
+from server.scrape import Other, Own, answer_others
 from server.settings import Settings
 from server.statistics import BUCKETS, Counts, Histogram, Statistics
 from tests.conftest import SIZE, explain_tiny, running_server
@@ -378,6 +380,31 @@ def test_counters_outlive_their_process_and_gauges_do_not() -> None:
     assert value(scraped(scrape), "pellucid_pictures_total") == 16
     second.reading = Reading()  # unloaded
     assert value(scraped(scrape), "pellucid_pictures_total") == 0
+
+
+def test_a_process_that_is_replaced_leaves_nothing_open_even_if_nobody_scrapes() -> None:
+    scrape, sources = Scrape(), []
+    for _ in range(3):
+        ours, theirs = multiprocessing.Pipe()
+        sources.append(Other(ours))
+        scrape.add(sources[-1])
+        assert not sources[-1].gone
+        theirs.close()
+        assert sources[-1].gone
+    left = weakref.ref(sources.pop(0))
+    assert left() is None  # the scrape does not hold it any more
+    assert scraped(scrape)["pellucid_processes", ()] == 0
+
+
+def test_a_process_answers_through_a_pipe_until_the_pipe_is_closed() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    answer_others(theirs, lambda: reading(3))
+    other = Other(ours)
+    for _ in range(2):
+        other.ask()
+        assert other.answer(time.monotonic() + 30).models["m", "1"].counts.pictures == 3
+    ours.close()
+    assert other.gone
 
 
 def test_a_process_that_does_not_answer_shows_what_it_said_last() -> None:
