@@ -7,7 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-from analyzers import attach_command, certify_command, cli, inspect_plain, preprocessing, sweep_command
+from analyzers import (
+    attach_command,
+    baseline_command,
+    certify_command,
+    cli,
+    inspect_plain,
+    preprocessing,
+    sweep_command,
+)
 from analyzers.check_pictures import check_pictures
 from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
@@ -66,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gallery-filters", type=int, default=FILTERS, help=f"at most (default {FILTERS})")
     command.add_argument("--gallery-pictures", type=int, default=PICTURES, help=f"of each (default {PICTURES})")
     command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser(
+        "baseline", help="record what later answers are held against", description=baseline_command.run.__doc__
+    )
+    baseline_command.add_arguments(command)
+    command.set_defaults(run=baseline_command.run)
 
     command = commands.add_parser(
         "certify", help="compare a smaller copy's explanations", description=certify_command.run.__doc__

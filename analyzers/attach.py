@@ -12,6 +12,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from analyzers import class_features, manifest, parts
+from analyzers.baseline import forget
 from analyzers.class_features import Head, Histogram, Int64Array, split_head
 from analyzers.decompose import Moments, Tuning, tune
 from analyzers.decompose import decompose as class_features_only
@@ -164,6 +165,7 @@ def attach(
     """
     model = ModelProto()
     model.CopyFrom(plain.model)
+    forget(model)
     known = plain.manifest
     for name, value in (("max_classes", max_classes), ("max_reasons", max_reasons)):
         if value < 1:

@@ -20,6 +20,7 @@ from analyzers.attach_graph import (
     prove_graph,
     without_graph,
 )
+from analyzers.baseline_command import record_baseline
 from analyzers.check_pictures import check_pictures
 from analyzers.class_features import INDEX_SETS, check_index_sets
 from analyzers.decompose import Tuning
@@ -102,6 +103,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Find the class features on labelled pictures, add the explanation outputs, prove them, write the file.
 
+    How the model answers those pictures goes into the file too, as its baseline.
     With `--graph` the explanatory graph is added as well; to a file that has its class features already, that alone.
     """
     data = read_onnx(options.model)
@@ -121,6 +123,9 @@ def run(options: argparse.Namespace) -> None:
     if graph is not None:
         explained, sentence = _attach_graph(options, explained, graph, pictures)
         said.append(sentence)
+    if pictures is not None:
+        baseline = record_baseline(explained, pictures.of_split(options.split))
+        said.append(f"baseline of {baseline.pictures} pictures")
     write_atomically(options.output, explained.SerializeToString(deterministic=True))
     print(f"{options.output}: {', '.join(said)}")
 

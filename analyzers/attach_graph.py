@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, helper
 
+from analyzers.baseline import forget_nodes
 from analyzers.conv_maps import open_maps
 from analyzers.errors import ModelError
 from analyzers.explanatory_graph import QUANTILES, ExplanatoryGraph, GraphLayer
@@ -95,6 +96,7 @@ def without_graph(model: ModelProto) -> ModelProto:
         kept = [element for element in field if not element.name.startswith((f"{ROW}/", f"{ROW}."))]
         del field[:]
         field.extend(kept)
+    forget_nodes(bare)
     return bare
 
 

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2
 from pellucid.v1 import explain_pb2 as pb
 from server.authorise import open_authoriser
 from server.batcher import BatchLimits
+from server.calls import Calls, Handlers, unwatched
 from server.connections import connection_options, listen
 from server.door import Door
 from server.edge import Gate, GateLimits, streaming, unary
@@ -28,21 +29,25 @@ from server.model import ExplainedModel
 from server.model_settings import ModelSettings, settings_of
 from server.oip import InferenceService, Unary
 from server.oip_messages import SERVICE as OPEN_INFERENCE
+from server.readings import Reading, read
 from server.reflection import add_reflection
 from server.repository import Repository
 from server.request import Limits
 from server.servicer import Servicer
 from server.settings import Settings
+from server.traces import open_traces
 from server.vet import TrialLimits, Vetting
 from server.workers import Workers
 
 log = logging.getLogger("pellucid.server")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExplainService"].full_name
+Read = Callable[[], Reading]
+Watched = Callable[[str, Handlers], "dict[str, grpc.RpcMethodHandler[Any, Any]]"]
 SERVICES = (SERVICE, OPEN_INFERENCE, HEALTH)
 
 
-def add_service(server: grpc.aio.Server, servicer: Servicer, gate: Gate) -> None:
+def add_service(server: grpc.aio.Server, servicer: Servicer, gate: Gate, watched: Watched = unwatched) -> None:
     """Register `pellucid.v1.ExplainService`."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Explain": unary(pb.ExplainRequest, servicer.explain, gate),
@@ -50,10 +55,12 @@ def add_service(server: grpc.aio.Server, servicer: Servicer, gate: Gate) -> None
         "ListModels": unary(pb.ListModelsRequest, servicer.list_models, gate),
         "GetModel": unary(pb.GetModelRequest, servicer.get_model, gate),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, watched(SERVICE, handlers)),))
 
 
-def add_open_inference(server: grpc.aio.Server, service: InferenceService, gate: Gate) -> None:
+def add_open_inference(
+    server: grpc.aio.Server, service: InferenceService, gate: Gate, watched: Watched = unwatched
+) -> None:
     """Register `inference.GRPCInferenceService`."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         name: unary(method.request, method.answer, gate)
@@ -61,20 +68,22 @@ def add_open_inference(server: grpc.aio.Server, service: InferenceService, gate:
         else streaming(method.request, method.answer, gate)
         for name, method in service.methods().items()
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OPEN_INFERENCE, handlers),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(OPEN_INFERENCE, watched(OPEN_INFERENCE, handlers)),)
+    )
 
 
-def add_health(server: grpc.aio.Server, healthy: Health, gate: Gate) -> None:
+def add_health(server: grpc.aio.Server, healthy: Health, gate: Gate, watched: Watched = unwatched) -> None:
     """Register `grpc.health.v1.Health`."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Check": unary(health_pb2.HealthCheckRequest, healthy.check, gate),
         "Watch": streaming(health_pb2.HealthCheckRequest, healthy.watch, gate),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH, watched(HEALTH, handlers)),))
 
 
-def open_repository(settings: Settings, workers: Workers) -> Repository:
-    """Load the models.
+def open_repository(settings: Settings, workers: Workers, *, drift: bool = False) -> Repository:
+    """Load the models; `drift` is whether somebody wants to know how far they are from their baselines.
 
     Raises:
         RepositoryError: there is no such repository.
@@ -95,6 +104,7 @@ def open_repository(settings: Settings, workers: Workers) -> Repository:
             workers=workers,
             limits=limits_of_model(settings, own),
             vet=vet,
+            drift=drift,
         )
 
     return Repository.open(settings.repository, loader, versions=settings.versions)
@@ -130,12 +140,15 @@ def limits_of(settings: Settings) -> GateLimits:
     )
 
 
-async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
+async def serve(
+    settings: Settings, listening: Callable[[str], None], publish: Callable[[Read], None] | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is running and return.
 
     Args:
         settings: all settings.
         listening: called once with "HOST:PORT".
+        publish: called once with what reads the metrics, from any thread; None where nobody wants them.
 
     Raises:
         RepositoryError: there is no such repository.
@@ -143,20 +156,26 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         AccessFileError: the file of who may do what cannot be used.
         CertificateError: the certificate, its key or the authorities cannot be used.
         OSError: the port is taken.
+        TracesError: calls are to be traced, and what does it is not installed.
     """
+    traces = open_traces(settings.traces_endpoint, settings.traces_sample) if settings.traces_endpoint else None
+    calls = None if publish is None and traces is None else Calls(traces)
+    watched = unwatched if calls is None else calls.watched
     workers = Workers(settings.workers)
     decoders = ThreadPoolExecutor(settings.workers, "decode")
-    repository = open_repository(settings, workers)
+    repository = open_repository(settings, workers, drift=publish is not None)
     gate = Gate(limits_of(settings))
     server = make_server(settings)
     limits = Limits(settings.max_images, settings.max_pixels)
     inference = InferenceService(repository, limits, settings, decoders, admit=gate.admit)
-    add_service(server, Servicer(repository, limits, decoders), gate)
-    add_open_inference(server, inference, gate)
+    add_service(server, Servicer(repository, limits, decoders), gate, watched)
+    add_open_inference(server, inference, gate, watched)
     healthy, watchers = Health(SERVICE, OPEN_INFERENCE), Gate(limits_of(settings))  # asked however busy the rest is
-    add_health(server, healthy, watchers)
+    add_health(server, healthy, watchers, watched)
     add_reflection(server, SERVICES, gate)
     port = listen(server, settings)
+    if publish is not None and calls is not None:
+        publish(partial(read, calls, gate, repository))
     await server.start()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -170,6 +189,8 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
     await _drain(settings, server, healthy, gate)
     workers.stop()
     decoders.shutdown(cancel_futures=True)
+    if traces is not None:
+        await asyncio.to_thread(traces.close)
 
 
 async def _poll(repository: Repository, seconds: float) -> None:

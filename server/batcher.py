@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from analyzers.errors import PellucidError
 from analyzers.runtime import Run
+from server.calls import Call, traced
 from server.deadline import deadline
 from server.errors import ExpiredError, OverloadedError
 from server.request import Images
@@ -25,6 +26,7 @@ from server.workers import Workers
 
 Outputs = dict[str, npt.NDArray[Any]]
 Finish = Callable[[Outputs, int], Any]
+Watch = Callable[[Outputs], None]
 T = TypeVar("T")
 
 CERTAIN = 0.8  # share of the time left that is promised; a queue filled to the last moment makes everybody late
@@ -65,8 +67,12 @@ class _Work:
     arrived: float
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    call: Call | None
+    made_up: bool
     dead: bool = False
     batch: _Batch | None = None
+    encoding: float = 0.0  # when its answer began to be made
+    encoded: float = 0.0  # and when it was
 
 
 @dataclass(eq=False, slots=True)
@@ -82,10 +88,18 @@ class _Batch:
 
 
 class Batcher:
-    """One model's queue; everything in it is guarded by the workers' lock."""
+    """One model's queue; everything in it is guarded by the workers' lock.
 
-    def __init__(self, runner: Runner, workers: Workers, limits: BatchLimits) -> None:
+    Args:
+        runner: runs a batch.
+        workers: threads to run it in.
+        limits: how pictures are put together.
+        watch: is shown every run's outputs after they were answered; nobody where left out.
+    """
+
+    def __init__(self, runner: Runner, workers: Workers, limits: BatchLimits, watch: Watch | None = None) -> None:
         self.statistics = Statistics()
+        self._watch = watch
         self._runner = runner
         self._workers = workers
         self._limits = limits
@@ -94,13 +108,21 @@ class Batcher:
         self._running = 0  # runs
         self._seconds = 0.0  # a picture's share of a run, lately
 
-    async def run(self, images: Images, names: Sequence[str], finish: Callable[[Outputs, int], T]) -> T:
+    @property
+    def waiting(self) -> int:
+        """How many pictures wait."""
+        return self._waiting
+
+    async def run(
+        self, images: Images, names: Sequence[str], finish: Callable[[Outputs, int], T], *, made_up: bool = False
+    ) -> T:
         """Run pictures, alone or with those of other requests, and return finish(outputs, start).
 
         Args:
             images: uint8 (n, height, width, 3), or float32 (n, 3, height, width) in 0..1.
             names: which outputs are wanted.
             finish: called in a worker's thread with the whole batch's outputs and the first row that is ours.
+            made_up: whether we changed the pictures, so that they say nothing of what clients send.
 
         Raises:
             OverloadedError: too many wait, or it could not be done before the deadline.
@@ -108,7 +130,8 @@ class Batcher:
             ModelError: the run failed.
         """
         loop = asyncio.get_running_loop()
-        work = _Work(images, names, finish, deadline(), time.monotonic(), loop, loop.create_future())
+        now = time.monotonic()
+        work = _Work(images, names, finish, deadline(), now, loop, loop.create_future(), traced(), made_up)
         with self._workers.lock:
             self._admit(len(images), work.arrived, work.deadline)
             self._queue.append(work)
@@ -211,6 +234,8 @@ class Batcher:
             settled = _finish(batch, outputs)
         self._account(batch, started, ended, failed=not outputs)
         _settle(settled)
+        if self._watch is not None and outputs and not any(work.made_up for work in batch.works):
+            self._watch(outputs)
 
     def _account(self, batch: _Batch, started: float, ended: float, *, failed: bool) -> None:
         done = time.monotonic()
@@ -222,12 +247,23 @@ class Batcher:
             if self._queue:
                 self._workers.wake(self)
         for work in batch.works:
+            if work.call is not None:
+                _note(work.call, work, batch, started, ended)
             if failed:
                 self.statistics.fail(done - work.arrived)
             else:
-                self.statistics.answered(len(work.images), started - work.arrived, done - work.arrived)
+                queued, encoded = started - work.arrived, work.encoded - work.encoding
+                self.statistics.answered(len(work.images), queued, encoded, done - work.arrived)
         if not failed:
             self.statistics.ran(batch.pictures, ended - started, done - ended)
+
+
+def _note(call: Call, work: _Work, batch: _Batch, started: float, ended: float) -> None:
+    """Tell a traced call what became of its pictures."""
+    call.stage("queue", work.arrived, started)
+    call.stage("run", started, ended, batch_pictures=batch.pictures, batch_requests=len(batch.works))
+    if work.encoded:
+        call.stage("encode", work.encoding, work.encoded)
 
 
 def _late(work: _Work, now: float, needed: float) -> PellucidError:
@@ -246,12 +282,14 @@ def _union(wanted: list[Sequence[str]]) -> Sequence[str]:
 def _finish(batch: _Batch, outputs: Outputs) -> list[tuple[_Work, Any, Exception | None]]:
     """Let each request take its rows; what one of them raises is its own."""
     settled: list[tuple[_Work, Any, Exception | None]] = []
-    start = 0
+    start, now = 0, time.monotonic()
     for work in batch.works:
+        work.encoding = now
         try:
             settled.append((work, None if work.dead else work.finish(outputs, start), None))
         except Exception as error:
             settled.append((work, None, error))
+        work.encoded = now = time.monotonic()
         start += len(work.images)
     return settled
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers import probe
+from analyzers.baseline import Baseline
 from analyzers.errors import ModelError
 from analyzers.execution import CPU, Device, Execution
 from analyzers.explain import Wanted, explain
@@ -57,7 +58,7 @@ def open_checked(
 
 
 def check(session: Session, manifest: Manifest) -> Float32Array | None:
-    """Run the model on two made-up pictures and hold every output against the manifest and the probe.
+    """Run the model on two made-up pictures and hold every output against the manifest, the probe and the baseline.
 
     Returns:
         (classes, features) weights of its final layer; None without class features.
@@ -87,6 +88,8 @@ def check(session: Session, manifest: Manifest) -> Float32Array | None:
         loose = session.provider != CPU
         found = probe.Probe.of(manifest, outputs, written.seed)
         written.compare(found, probe.LOOSE_TOLERANCE if loose else probe.TOLERANCE)
+    if (baseline := Baseline.from_metadata(session.metadata)) is not None:
+        baseline.check(manifest, outputs)
     return head
 
 

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from analyzers.errors import InvalidInputError
 from server.call import REQUEST_ID_KEY, current_call
+from server.calls import refused
 from server.deadline import within
 from server.errors import DETAILS_KEY, INTERNAL_TEXT, Failure, OverloadedError, StoppingError, failure_of
 
@@ -59,6 +60,11 @@ class Gate:
         self.idle.set()
         self._requests = 0
         self._bytes = 0
+
+    @property
+    def requests(self) -> int:
+        """How many calls are under way, streams and their requests included."""
+        return self._requests
 
     @contextmanager
     def admit(self, size: int) -> Iterator[None]:
@@ -161,6 +167,7 @@ async def parse(request_type: type[Request], data: bytes) -> Request:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], failure: Failure) -> None:
     """End a call with a status, its sentence and its details."""
+    refused(failure.reason)
     call = current_call()
     named = () if call is None else ((REQUEST_ID_KEY, call.request_id),)
     await context.abort(failure.code, failure.text, ((DETAILS_KEY, failure.details), *named))

@@ -137,11 +137,13 @@ class Failure:
     Attributes:
         code: the gRPC status.
         text: one sentence.
+        reason: of its kind, in capitals; the ErrorInfo's.
         details: a serialised google.rpc.Status; goes into the trailing metadata under `DETAILS_KEY`.
     """
 
     code: grpc.StatusCode
     text: str
+    reason: str
     details: bytes
 
 
@@ -162,7 +164,7 @@ def _failure(code: grpc.StatusCode, text: str, reason: str, more: list[Message])
         details.append(packed)
     number: int = code.value[0]
     status = status_pb2.Status(code=number, message=text, details=details)
-    return Failure(code, text, status.SerializeToString())
+    return Failure(code, text, reason, status.SerializeToString())
 
 
 def _text(error: Exception) -> str:

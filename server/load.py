@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from analyzers.baseline import Baseline
 from analyzers.errors import ModelError
 from analyzers.execution import Device, Execution
 from analyzers.runtime import Session
 from server.batcher import BatchLimits
 from server.check import open_checked, worthwhile_batch
+from server.drift import Drift
 from server.model import ExplainedModel
 from server.workers import Workers
 
@@ -37,6 +39,7 @@ def load_model(
     workers: Workers | None = None,
     limits: BatchLimits = ALONE,
     vet: Vet | None = None,
+    drift: bool = False,
 ) -> ExplainedModel:
     """Load a model file and check that it does what its manifest says.
 
@@ -50,6 +53,7 @@ def load_model(
         workers: who runs what is asked through its queue; nobody where left out.
         limits: of that queue.
         vet: tries the bytes out before this process does anything with them, and raises if they are not to be used.
+        drift: whether to compare what it answers lately with its baseline.
 
     Raises:
         ModelError: it is missing, truncated, not ONNX, does not pass its trial, or does not fit its manifest.
@@ -66,6 +70,7 @@ def load_model(
     size = worthwhile_batch(session, manifest, limits.max_batch)
     if size < limits.max_batch:
         log.info("%s/%s runs pictures one by one: batches do not make it faster here", name, version)
+    baseline = Baseline.from_metadata(session.metadata) if drift else None
     return ExplainedModel.of(
         name,
         version,
@@ -75,6 +80,7 @@ def load_model(
         head=head,
         workers=workers or Workers(0),
         limits=replace(limits, max_batch=size),
+        drift=None if baseline is None else Drift(baseline, manifest),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,8 @@ from analyzers.occlude import draw_elsewhere, paint
 from analyzers.runtime import RUNTIME, Run, Session
 from analyzers.what_if import Change, Flip, Float64Array, scales, smallest_flip, what_if
 from server.batcher import Batcher, BatchLimits, Outputs
+from server.calls import traced
+from server.drift import Drift
 from server.request import Images, assemble
 from server.workers import Workers
 
@@ -40,6 +43,7 @@ class ExplainedModel:
         head: (classes, features) weights of its final layer; None without class features.
         outputs: names of its outputs that have a row for each picture, in the graph's order.
         batcher: where its pictures wait for each other.
+        drift: compares what it answers lately with the file's baseline; None without one, or if nobody wants to know.
     """
 
     name: str
@@ -50,6 +54,7 @@ class ExplainedModel:
     head: Float32Array | None
     outputs: tuple[str, ...]
     batcher: Batcher
+    drift: Drift | None = None
 
     @classmethod
     def of(
@@ -63,16 +68,27 @@ class ExplainedModel:
         head: Float32Array | None,
         workers: Workers,
         limits: BatchLimits,
+        drift: Drift | None = None,
     ) -> ExplainedModel:
         """Put a checked file's session and manifest behind a queue of its own."""
         constant = None if manifest.class_features is None else manifest.class_features.head
         outputs = tuple(output for output in session.outputs if output != constant)
-        batcher = Batcher(partial(_run, session, manifest), workers, limits)
-        return cls(name, version, manifest, session, sha256, head, outputs, batcher)
+        batcher = Batcher(partial(_run, session, manifest), workers, limits, None if drift is None else drift.watch)
+        return cls(name, version, manifest, session, sha256, head, outputs, batcher, drift)
 
-    async def run(self, images: Images, names: Sequence[str], finish: Callable[[Outputs, int], T]) -> T:
+    async def run(
+        self, images: Images, names: Sequence[str], finish: Callable[[Outputs, int], T], *, made_up: bool = False
+    ) -> T:
         """Run pictures, alone or with those of other requests, and return finish(outputs, start); see `Batcher.run`."""
-        return await self.batcher.run(images, names, finish)
+        return await self.batcher.run(images, names, finish, made_up=made_up)
+
+    def decoded(self, began: float) -> None:
+        """Count that a request's pictures have been read since `began`, in seconds of `time.monotonic`."""
+        now = time.monotonic()
+        self.batcher.statistics.decoded(now - began)
+        if (call := traced()) is not None:
+            call.model, call.version = self.name, self.version
+            call.stage("decode", began, now)
 
     def answer(
         self, outputs: Outputs, start: int, frames: Sequence[Frame], digests: Sequence[str], wanted: Wanted
@@ -162,7 +178,7 @@ class ExplainedModel:
         pictures = await asyncio.to_thread(lambda: np.stack([paint(picture, grid, each) for each in (cells, *draws)]))
         scores, best = self.manifest.scores.tensor, int(outputs[self.manifest.scores.tensor][0].argmax())
         answer = await self.run(
-            pictures, [scores], lambda found, start: found[scores][start : start + len(pictures), best]
+            pictures, [scores], lambda found, start: found[scores][start : start + len(pictures), best], made_up=True
         )
         drops = float(outputs[scores][0, best]) - answer.astype(np.float64)
         return Occlusion(

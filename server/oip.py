@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from analyzers import __version__
 from analyzers.errors import InvalidInputError
+from server.calls import refused
 from server.deadline import within
 from server.errors import (
     INTERNAL_TEXT,
@@ -46,7 +48,7 @@ STREAM_REQUESTS = 16
 
 _NO_SHARED_MEMORY = "shared memory is not offered; send tensors in the request itself"
 _NOT_OFFERED = {
-    "TraceSetting": "tracing is not offered",
+    "TraceSetting": "trace settings are not offered; the server's own --traces-sample decides",
     "LogSettings": "log settings are not offered; the server's own --log-level decides",
     "SystemSharedMemoryStatus": _NO_SHARED_MEMORY,
     "SystemSharedMemoryRegister": _NO_SHARED_MEMORY,
@@ -241,10 +243,12 @@ class InferenceService:
     async def _answer(self, request: oip.ModelInferRequest, question: Question, model: ExplainedModel) -> bytes:
         read = partial(read_images, request, question, model.manifest.input, self._limits)
         images: Images
+        began = time.monotonic()
         if takes_long(question, model.manifest.input):
             images = await asyncio.get_running_loop().run_in_executor(self._decoders, read)
         else:
             images = read()
+        model.decoded(began)
         return await model.run(images, question.outputs, partial(answer, model, request.id, question))
 
     async def _answer_in_stream(self, data: bytes) -> bytes:
@@ -264,6 +268,7 @@ class InferenceService:
             failure = failure_of(error)
             if failure.text == INTERNAL_TEXT:
                 log.exception("a request of a stream failed")
+        refused(failure.reason)
         return failed_in_stream(failure.text, request.id[:MAX_ID])
 
 

@@ -25,6 +25,8 @@ from analyzers.errors import PellucidError
 from server.app import serve
 from server.authorise import warn_of_open_door
 from server.logs import write_log
+from server.metrics import Scrape, metrics_of
+from server.scrape import Other, Own, answer_others
 from server.settings import PROGRAM, Settings
 
 log = logging.getLogger("pellucid.processes")
@@ -48,8 +50,15 @@ def serve_alone(settings: Settings, announce: Announce) -> int:
         settings: all settings.
         announce: called once with "HOST:PORT", when it listens.
     """
+
+    def run() -> None:
+        with metrics_of(settings) as scrape:
+            publish = None if scrape is None else lambda read: scrape.add(Own(read))
+            run_loop(serve(settings, announce, publish))
+
     _begin_log(settings)
-    return _serve(settings, announce)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    return cli.run(PROGRAM, run)
 
 
 def run_loop(work: Coroutine[Any, Any, None]) -> None:
@@ -78,16 +87,11 @@ def _begin_log(settings: Settings) -> None:
     warn_of_open_door(settings, os.environ)
 
 
-def _serve(settings: Settings, announce: Announce) -> int:
-    sys.setswitchinterval(SWITCH_SECONDS)
-    return cli.run(PROGRAM, lambda: run_loop(serve(settings, announce)))
-
-
 def _claim_and_supervise(settings: Settings, announce: Announce) -> None:
-    with _claimed(settings.host, settings.port) as port:
+    with metrics_of(settings) as scrape, _claimed(settings.host, settings.port) as port:
         share = max(1, settings.workers // settings.processes)
         each = settings.model_copy(update={"port": port, "workers": share})
-        asyncio.run(_supervise(each, announce))
+        asyncio.run(_supervise(each, announce, scrape))
 
 
 @contextmanager
@@ -108,14 +112,14 @@ def _claimed(host: str, port: int) -> Iterator[int]:
         raise OSError(text) from None
 
 
-async def _supervise(settings: Settings, announce: Announce) -> None:
+async def _supervise(settings: Settings, announce: Announce, scrape: Scrape | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     servers: list[_Server] = []
     try:
         for many in 1, settings.processes - 1:  # what is wrong with all of them is said once
-            new = [_Server(len(servers) + place, settings, stop) for place in range(1, many + 1)]
+            new = [_Server(len(servers) + place, settings, stop, scrape) for place in range(1, many + 1)]
             servers += new
             if not all(await asyncio.gather(*(server.listening() for server in new))):
                 if stop.is_set():
@@ -149,16 +153,19 @@ async def _keep(servers: list[_Server], place: int) -> None:
 class _Server:
     """One process, from its start on."""
 
-    def __init__(self, number: int, settings: Settings, stop: asyncio.Event) -> None:
+    def __init__(self, number: int, settings: Settings, stop: asyncio.Event, scrape: Scrape | None) -> None:
         self.name = f"server {number}"
         self.stop = stop
-        self.another = partial(_Server, number, settings, stop)
+        self.another = partial(_Server, number, settings, stop, scrape)
         self._patience = settings.lame_duck_seconds + settings.grace_seconds + 5
         context = multiprocessing.get_context("spawn")  # threads and gRPC do not survive a fork
         self._heard, says = context.Pipe(duplex=False)
-        self._process = context.Process(target=_run, args=(settings, says), name=self.name)
+        asks, asked = context.Pipe()
+        self._process = context.Process(target=_run, args=(settings, says, asked), name=self.name)
         self._process.start()
         says.close()
+        asked.close()
+        self._scrape, self._asks = scrape, asks
 
     async def listening(self) -> bool:
         """Wait until it listens; return False when it ends instead, or we stop."""
@@ -170,6 +177,8 @@ class _Server:
                 self._heard.recv()
             except EOFError:
                 return False
+        if self._scrape is not None:
+            self._scrape.add(Other(self._asks))
         return True
 
     async def ended(self) -> str:
@@ -204,7 +213,7 @@ class _Server:
                 each.cancel()
 
 
-def _run(settings: Settings, says: Connection) -> None:
+def _run(settings: Settings, says: Connection, asked: Connection) -> None:
     """Serve in a process of its own; stop when whoever started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process passes it on
     threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
@@ -214,7 +223,9 @@ def _run(settings: Settings, says: Connection) -> None:
         says.close()
 
     write_log(settings.log_level, settings.log_format)
-    raise SystemExit(_serve(settings, listening))
+    sys.setswitchinterval(SWITCH_SECONDS)
+    publish = partial(answer_others, asked) if settings.metrics_port else None
+    raise SystemExit(cli.run(PROGRAM, lambda: run_loop(serve(settings, listening, publish))))
 
 
 def _stop_with_parent() -> None:

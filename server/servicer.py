@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Executor
 from dataclasses import asdict
 
@@ -68,10 +69,14 @@ class Servicer:
 
     async def _read(self, request: pb.ExplainRequest | pb.WhatIfRequest, model: ExplainedModel) -> Batch:
         """Read pictures: small tensors at once, what takes longer in a thread of its own."""
+        began, size = time.monotonic(), model.manifest.input
         if request.HasField("tensor") and request.ByteSize() < SMALL_BYTES:
-            return read_batch(request, model.manifest.input, self._limits)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, read_batch, request, model.manifest.input, self._limits)
+            batch = read_batch(request, size, self._limits)
+        else:
+            loop = asyncio.get_running_loop()
+            batch = await loop.run_in_executor(self._decoders, read_batch, request, size, self._limits)
+        model.decoded(began)
+        return batch
 
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """List every model version, refused ones with the reason."""

@@ -101,6 +101,15 @@ class Settings(BaseSettings):
     max_request_bytes: Positive = Field(64 * MIB, description="bytes per request")
     max_waiting_bytes: Positive = Field(1024 * MIB, description="bytes of all requests that are under way")
 
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="port of /metrics over HTTP; 0: none")
+    metrics_host: str = Field("", description="address of that port (default: the same as --host)")
+    traces_endpoint: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = Field(
+        "", description="OTLP collector that traces are sent to by gRPC, http://HOST:PORT or https://HOST:PORT"
+    )
+    traces_sample: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="share of calls that are traced, of those whose caller does not say"
+    )
+
     lame_duck_seconds: Seconds = Field(1.0, description="between NOT_SERVING and no longer taking requests")
     grace_seconds: Seconds = Field(30.0, description="time for running requests at shutdown")
 

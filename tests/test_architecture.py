@@ -36,6 +36,7 @@ OFFLINE = {"__main__", "attach", "evaluate", "graph", "plain", "prove", "runtime
     "replace_head",
     "certify",
     "certify_command",
+    "baseline_command",
     "preprocessing",
     "placement",
     "run_paths",

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from analyzers import cli
 from analyzers.attach import attach
+from analyzers.baseline_command import record_baseline
 from analyzers.check_pictures import refuse_empty_classes
 from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
@@ -136,6 +137,7 @@ def _run(options: argparse.Namespace) -> None:
         ),
     )
     proof = prove(plain, explained, layer, images)
+    record_baseline(explained, train)
     model = explained.SerializeToString(deterministic=True)
     report = evaluate(model, pictures)
     report["proof"] = {"logits_gap_torch": torch_gap, "completeness_gap": proof.completeness_gap}

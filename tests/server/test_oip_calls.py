@@ -122,7 +122,7 @@ def test_an_unknown_model_is_not_found(client: triton.InferenceServerClient, cal
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ("get_trace_settings", "tracing is not offered"),
+        ("get_trace_settings", "trace settings are not offered"),
         ("get_log_settings", "--log-level"),
         ("get_system_shared_memory_status", "shared memory is not offered"),
         ("unregister_system_shared_memory", "shared memory is not offered"),
