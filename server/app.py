@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from grpc_health.v1 import health_pb2
 from pellucid.v1 import explain_pb2 as pb
 from server.authorise import open_authoriser
 from server.batcher import BatchLimits
-from server.calls import Calls, Handlers, unwatched
+from server.calls import Calls, Watched, unwatched
 from server.connections import connection_options, listen
-from server.door import Door
 from server.edge import Gate, GateLimits, streaming, unary
 from server.health import SERVICE as HEALTH
 from server.health import Health
@@ -43,7 +43,6 @@ log = logging.getLogger("pellucid.server")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExplainService"].full_name
 Read = Callable[[], Reading]
-Watched = Callable[[str, Handlers], "dict[str, grpc.RpcMethodHandler[Any, Any]]"]
 SERVICES = (SERVICE, OPEN_INFERENCE, HEALTH)
 
 
@@ -122,15 +121,8 @@ def limits_of_model(settings: Settings, own: ModelSettings) -> BatchLimits:
 
 
 def make_server(settings: Settings) -> grpc.aio.Server:
-    """Make a gRPC server without services.
-
-    Raises:
-        AccessFileError: the file of who may do what cannot be used.
-    """
-    access_log = AccessLog(logging.INFO if settings.access_log else logging.DEBUG)
-    return grpc.aio.server(
-        interceptors=(Door(open_authoriser(settings), access_log),), options=connection_options(settings)
-    )
+    """Make a gRPC server without services."""
+    return grpc.aio.server(options=connection_options(settings))
 
 
 def limits_of(settings: Settings) -> GateLimits:
@@ -159,8 +151,8 @@ async def serve(
         TracesError: calls are to be traced, and what does it is not installed.
     """
     traces = open_traces(settings.traces_endpoint, settings.traces_sample) if settings.traces_endpoint else None
-    calls = None if publish is None and traces is None else Calls(traces)
-    watched = unwatched if calls is None else calls.watched
+    access_log = AccessLog(logging.INFO if settings.access_log else logging.DEBUG)
+    calls = Calls(open_authoriser(settings), access_log, traces)
     workers = Workers(settings.workers)
     decoders = ThreadPoolExecutor(settings.workers, "decode")
     repository = open_repository(settings, workers, drift=publish is not None)
@@ -168,13 +160,13 @@ async def serve(
     server = make_server(settings)
     limits = Limits(settings.max_images, settings.max_pixels)
     inference = InferenceService(repository, limits, settings, decoders, admit=gate.admit)
-    add_service(server, Servicer(repository, limits, decoders), gate, watched)
-    add_open_inference(server, inference, gate, watched)
+    add_service(server, Servicer(repository, limits, decoders), gate, calls.watched)
+    add_open_inference(server, inference, gate, calls.watched)
     healthy, watchers = Health(SERVICE, OPEN_INFERENCE), Gate(limits_of(settings))  # asked however busy the rest is
-    add_health(server, healthy, watchers, watched)
-    add_reflection(server, SERVICES, gate)
+    add_health(server, healthy, watchers, calls.watched)
+    add_reflection(server, SERVICES, gate, calls.watched)
     port = listen(server, settings)
-    if publish is not None and calls is not None:
+    if publish is not None:
         publish(partial(read, calls, gate, repository))
     await server.start()
     stop = asyncio.Event()

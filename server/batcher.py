@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from analyzers.errors import PellucidError
 from analyzers.runtime import Run
-from server.calls import Call, traced
+from server.call import Call, traced
 from server.deadline import deadline
 from server.errors import ExpiredError, OverloadedError
 from server.request import Images

@@ -1,85 +1,29 @@
-"""Calls: counted by method and status, known to whatever works for them, and handed to whoever traces them."""
+"""What every call passes, whatever it asks: it gets a name, is let in or not, is counted, traced and logged."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import grpc
 
+from server.authorise import Authoriser, certificate_names
+from server.call import REQUEST_ID_KEY, Call, Metadata, begin_call
+from server.edge import abort
+from server.errors import INTERNAL_TEXT, failure_of
+from server.logs import AccessLog
 from server.statistics import Histogram
 
-MAX_STAGES = 64  # of a traced call; a stream may have any number of requests
+log = logging.getLogger("pellucid.server")
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
 Handlers = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
-Metadata = Sequence[tuple[str, str | bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of a call.
-
-    Attributes:
-        name: decode, queue, run or encode.
-        began: in seconds of `time.monotonic`.
-        ended: the same.
-        numbers: what is worth knowing of it.
-    """
-
-    name: str
-    began: float
-    ended: float
-    numbers: Mapping[str, int]
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """A call that is being answered.
-
-    Attributes:
-        method: "SERVICE/METHOD".
-        refused: counts refusals by reason.
-        parent: whose span its own belongs to; None where it is not traced.
-        request_id: what the client calls it, "" for nothing.
-        model: that answers, "" where none does.
-        version: of it.
-        stages: what was done for it, in any order; only where it is traced.
-    """
-
-    method: str
-    refused: Counter[str]
-    parent: object = None
-    request_id: str = ""
-    model: str = ""
-    version: str = ""
-    stages: list[Stage] = field(default_factory=list)
-
-    def stage(self, name: str, began: float, ended: float, **numbers: int) -> None:
-        """Remember a part of it; any thread may say so."""
-        if len(self.stages) < MAX_STAGES:
-            self.stages.append(Stage(name, began, ended, numbers))
-
-
-_call: ContextVar[Call | None] = ContextVar("call", default=None)
-
-
-def traced() -> Call | None:
-    """Return the call that is being answered if it is traced."""
-    call = _call.get()
-    return call if call is not None and call.parent is not None else None
-
-
-def refused(reason: str) -> None:
-    """Count an error that a client gets, by the reason in its details."""
-    if (call := _call.get()) is not None:
-        call.refused[reason] += 1
+Watched = Callable[[str, Handlers], "dict[str, grpc.RpcMethodHandler[Any, Any]]"]
 
 
 class Tracer(Protocol):
@@ -95,20 +39,29 @@ class Tracer(Protocol):
 class Calls:
     """Watches the calls of services; lives on one event loop, may be read from any thread.
 
+    Args:
+        authoriser: who decides whether a call is answered; None where anybody may ask.
+        access_log: gets a line for each call.
+        tracer: gets those that are traced; None where none is.
+
     Attributes:
         codes: calls that are over, by method and status.
         seconds: how long they took, by method.
         refused: errors that clients got, those in streams included, by reason.
     """
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self, authoriser: Authoriser | None = None, access_log: AccessLog | None = None, tracer: Tracer | None = None
+    ) -> None:
         self.codes: Counter[tuple[str, str]] = Counter()
         self.seconds: dict[str, Histogram] = {}
         self.refused: Counter[str] = Counter()
+        self._authoriser = authoriser
+        self._access_log = access_log or AccessLog(logging.DEBUG)
         self._tracer = tracer
 
     def watched(self, service: str, handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """Return a service's handlers, each of which says when a call begins and ends; only these become labels."""
+        """Return a service's handlers, each behind all of this; only these become labels of metrics."""
         return {name: self._watched(service, name, handler) for name, handler in handlers.items()}
 
     def _watched(
@@ -121,18 +74,19 @@ class Calls:
         return made(self._around(service, name, behaviour))
 
     def _around(self, service: str, name: str, behaviour: Behaviour) -> Behaviour:
-        seconds = self.seconds[name] = Histogram()
-        method, tracer = f"{service}/{name}", self._tracer
+        seconds = self.seconds.setdefault(name, Histogram())
+        method, tracer = f"/{service}/{name}", self._tracer
 
-        async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401 (bytes, or an iterator of them)
+        async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401 (bytes, or a stream of them)
             began, code = time.monotonic(), grpc.StatusCode.OK
-            call = Call(method, self.refused)
+            metadata: Any = context.invocation_metadata() or ()
+            call = begin_call(method, metadata, self.refused)
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             if tracer is not None:
-                metadata: Any = context.invocation_metadata() or ()
-                if (parent := tracer.parent(metadata)) is not None:
-                    call.parent, call.request_id = parent, _request_id(metadata)
-            _call.set(call)
+                call.parent = tracer.parent(metadata)
             try:
+                if self._authoriser is not None:
+                    await self._let_in(self._authoriser, call, metadata, context)
                 return await behaviour(request, context)
             except BaseException as error:
                 code = _status(error, context)
@@ -143,8 +97,18 @@ class Calls:
                 seconds.add(ended - began)
                 if tracer is not None and call.parent is not None:
                     tracer.over(call, began, ended, code)
+                self._access_log.note(call, code.name, ended - began, context)
 
         return handle
+
+    async def _let_in(self, authoriser: Authoriser, call: Call, metadata: Metadata, context: Context) -> None:
+        try:
+            call.caller = authoriser.caller(call.method, metadata, lambda: certificate_names(context.auth_context()))
+        except Exception as error:  # whatever it is, nobody is let in
+            failure = failure_of(error)
+            if failure.text == INTERNAL_TEXT:
+                log.exception("who calls could not be found out")
+            await abort(context, failure)
 
 
 def unwatched(service: str, handlers: Handlers) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -153,7 +117,7 @@ def unwatched(service: str, handlers: Handlers) -> dict[str, grpc.RpcMethodHandl
 
 
 def _status(error: BaseException, context: Context) -> grpc.StatusCode:
-    """Return how a call ended that ended with an error."""
+    """Return how a call ended that ended with an error, UNKNOWN where the edge let something through."""
     if isinstance(error, asyncio.CancelledError):
         left = context.time_remaining()
         late = left is not None and left <= 0
@@ -162,9 +126,3 @@ def _status(error: BaseException, context: Context) -> grpc.StatusCode:
     numbers = {status.value[0]: status for status in grpc.StatusCode}
     found = code if isinstance(code, grpc.StatusCode) else numbers.get(code)
     return grpc.StatusCode.UNKNOWN if found in (None, grpc.StatusCode.OK) else found
-
-
-def _request_id(metadata: Metadata) -> str:
-    """Return the request's id from its metadata, "" where there is none; a long one is cut."""
-    found = next((value for key, value in metadata if key == "x-request-id"), "")
-    return found[:128] if isinstance(found, str) else ""

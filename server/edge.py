@@ -13,8 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from analyzers.errors import InvalidInputError
-from server.call import REQUEST_ID_KEY, current_call
-from server.calls import refused
+from server.call import REQUEST_ID_KEY, current_call, refused
 from server.deadline import within
 from server.errors import DETAILS_KEY, INTERNAL_TEXT, Failure, OverloadedError, StoppingError, failure_of
 

@@ -21,7 +21,7 @@ from analyzers.occlude import draw_elsewhere, paint
 from analyzers.runtime import RUNTIME, Run, Session
 from analyzers.what_if import Change, Flip, Float64Array, scales, smallest_flip, what_if
 from server.batcher import Batcher, BatchLimits, Outputs
-from server.calls import traced
+from server.call import traced
 from server.drift import Drift
 from server.request import Images, assemble
 from server.workers import Workers
@@ -87,7 +87,6 @@ class ExplainedModel:
         now = time.monotonic()
         self.batcher.statistics.decoded(now - began)
         if (call := traced()) is not None:
-            call.model, call.version = self.name, self.version
             call.stage("decode", began, now)
 
     def answer(

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from analyzers import __version__
 from analyzers.errors import InvalidInputError
-from server.calls import refused
+from server.call import refused
 from server.deadline import within
 from server.errors import (
     INTERNAL_TEXT,

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from pellucid.v1 import explain_pb2
+from server.calls import Watched, unwatched
 from server.edge import Gate, streaming
 from server.oip_messages import FILE as OPEN_INFERENCE
 
@@ -19,7 +20,9 @@ from server.oip_messages import FILE as OPEN_INFERENCE
 NAMES = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 
 
-def add_reflection(server: grpc.aio.Server, services: tuple[str, ...], gate: Gate) -> None:
+def add_reflection(
+    server: grpc.aio.Server, services: tuple[str, ...], gate: Gate, watched: Watched = unwatched
+) -> None:
     """Register reflection of these services and of itself."""
     servicer = reflection.aio.ReflectionServicer((*services, *NAMES), _pool())
 
@@ -29,7 +32,9 @@ def add_reflection(server: grpc.aio.Server, services: tuple[str, ...], gate: Gat
 
     handler = streaming(reflection_pb2.ServerReflectionRequest, answer, gate)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"ServerReflectionInfo": handler}
-    server.add_generic_rpc_handlers(tuple(grpc.method_handlers_generic_handler(name, handlers) for name in NAMES))
+    server.add_generic_rpc_handlers(
+        tuple(grpc.method_handlers_generic_handler(name, watched(name, handlers)) for name in NAMES)
+    )
 
 
 async def _parsed(requests: AsyncIterable[bytes]) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:

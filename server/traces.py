@@ -18,7 +18,7 @@ import grpc
 
 from analyzers import __version__
 from analyzers.errors import PellucidError
-from server.calls import Call, Metadata
+from server.call import Call, Metadata
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -95,7 +95,7 @@ class Traces:
 
         parent = call.parent if isinstance(call.parent, Context) else None
         span = self._tracer.start_span(
-            call.method, parent, SpanKind.SERVER, _attributes(call, code), start_time=at(began)
+            call.method[1:], parent, SpanKind.SERVER, _attributes(call, code), start_time=at(began)
         )
         inside = set_span_in_context(span, self._root)
         for stage in call.stages:
@@ -183,10 +183,11 @@ def _remote(metadata: Metadata) -> Context:
 
 
 def _attributes(call: Call, code: grpc.StatusCode) -> dict[str, str]:
-    found = {"rpc.system.name": "grpc", "rpc.method": call.method, "rpc.response.status_code": code.name}
+    name, _, version = call.model.partition("/")
+    found = {"rpc.system.name": "grpc", "rpc.method": call.method[1:], "rpc.response.status_code": code.name}
     more = {
-        "pellucid.model": call.model,
-        "pellucid.version": call.version,
+        "pellucid.model": name,
+        "pellucid.version": version,
         "pellucid.request_id": call.request_id,
         "error.type": code.name if code in _FAILURES else "",
     }

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextvars import copy_context
 from pathlib import Path
@@ -39,7 +40,7 @@ def lines_of(process: subprocess.Popen) -> list[dict[str, Any]]:
 
 def begun(*metadata: tuple[str, str | bytes]) -> Call:
     """Begin a call of which the other tests know nothing."""
-    return copy_context().run(begin_call, LIST, metadata)
+    return copy_context().run(begin_call, LIST, metadata, Counter())
 
 
 def trailing(
@@ -74,7 +75,7 @@ def test_a_line_within_a_call_names_it_and_others_do_not() -> None:
     assert set(json.loads(JsonLines().format(record("x")))) == {"time", "level", "logger", "message", "process"}
 
     def within() -> None:
-        begin_call(EXPLAIN, [(REQUEST_ID_KEY, "r1")])
+        begin_call(EXPLAIN, [(REQUEST_ID_KEY, "r1")], Counter())
         note_model("tiny", "3")
         assert TextLines().format(record("x")).endswith(": x [request r1]")
         said = json.loads(JsonLines().format(record("x", level=logging.ERROR)))

@@ -26,7 +26,8 @@ from pydantic import ValidationError
 
 from analyzers.files import write_atomically
 from pellucid.v1 import explain_pb2 as pb
-from server.calls import Calls, refused, traced
+from server.call import refused, traced
+from server.calls import Calls
 from server.client import Client
 from server.client_calls import explain_request
 from server.metrics import BATCHES, Scrape
@@ -208,6 +209,12 @@ class FakeContext:
 
     def invocation_metadata(self) -> None:
         return None
+
+    def details(self) -> str:
+        return ""
+
+    def set_trailing_metadata(self, metadata: object) -> None:
+        self.trailing = metadata
 
 
 @pytest.mark.parametrize(

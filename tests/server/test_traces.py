@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan  # noqa: E402 (only where it is
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 
-from server.calls import MAX_STAGES, Call, traced  # noqa: E402
+from server.call import MAX_STAGES, Call, traced  # noqa: E402
 from server.client_calls import explain_request  # noqa: E402
 from server.traces import MAX_SPANS, Traces, open_traces  # noqa: E402
 from tests.conftest import ROOT, SIZE, running_server  # noqa: E402
@@ -45,7 +45,7 @@ def traces(spans: InMemorySpanExporter, share: float) -> Traces:
 
 def over(which: Traces, metadata: Metadata = (), code: grpc.StatusCode = grpc.StatusCode.OK, **more: object) -> Call:
     """Let a call come and go, if it is traced."""
-    call = Call("service/Method", {}, which.parent(metadata), **more)
+    call = Call("/service/Method", parent=which.parent(metadata), **more)
     if call.parent is not None:
         call.stage("decode", 100.0, 100.25)
         call.stage("run", 100.5, 101.0, batch_pictures=7, batch_requests=3)
@@ -58,7 +58,7 @@ def named(found: Sequence[ReadableSpan], name: str) -> ReadableSpan:
 
 
 def test_a_call_is_a_span_with_a_child_for_each_stage(spans: InMemorySpanExporter) -> None:
-    over(traces(spans, 1), model="tiny", version="3", request_id="abc")
+    over(traces(spans, 1), model="tiny/3", request_id="abc")
     found = spans.get_finished_spans()
     whole, decode, run = (named(found, name) for name in ("service/Method", "decode", "run"))
     assert len(found) == 3
@@ -113,7 +113,7 @@ def test_only_the_servers_own_failures_are_errors(spans: InMemorySpanExporter) -
 
 
 def test_a_stream_of_any_length_remembers_a_bounded_number_of_stages() -> None:
-    call = Call("service/Method", {}, object())
+    call = Call("/service/Method", parent=object())
     for _ in range(10 * MAX_STAGES):
         call.stage("run", 0, 1)
     assert len(call.stages) == MAX_STAGES

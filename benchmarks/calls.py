@@ -24,7 +24,7 @@ import grpc.aio
 
 from pellucid.v1 import explain_pb2 as pb
 from server.authorise import Access, Authoriser
-from server.door import Door
+from server.calls import Calls, unwatched
 from server.edge import Gate, GateLimits, unary
 from server.logs import AccessLog, JsonLines, TextLines
 
@@ -32,27 +32,27 @@ SERVICE, METHOD, TOKEN = "bench.Service", "Ask", "a" * 43
 Ask = Callable[[], Awaitable[bytes]]
 
 
-def door(*, tokens: int = 0, level: int = logging.DEBUG) -> Door:
-    """Return a door that knows so many tokens, the client's the last."""
+def watch(*, tokens: int = 0, level: int = logging.DEBUG) -> Calls:
+    """Return what stands before each call, with so many tokens, the client's the last."""
     if not tokens:
-        return Door(None, AccessLog(level))
+        return Calls(None, AccessLog(level))
     names = [f"other-{number}" for number in range(tokens - 1)] + [TOKEN]
     entries = {
         f"t{number}": {"sha256": hashlib.sha256(name.encode()).hexdigest(), "scopes": ["read"]}
         for number, name in enumerate(names)
     }
     access = Access.model_validate({"tokens": entries})
-    return Door(Authoriser(lambda: access), AccessLog(level))
+    return Calls(Authoriser(lambda: access), AccessLog(level))
 
 
-CASES: dict[str, tuple[Callable[[], Door | None], logging.Formatter | None]] = {
+CASES: dict[str, tuple[Callable[[], Calls | None], logging.Formatter | None]] = {
     "nothing": (lambda: None, None),
     "nothing again": (lambda: None, None),
-    "request id": (door, None),
-    "and a token, of 1": (lambda: door(tokens=1), None),
-    "and a token, of 100": (lambda: door(tokens=100), None),
-    "request id, a line of text": (lambda: door(level=logging.INFO), TextLines()),
-    "request id, a line of JSON": (lambda: door(level=logging.INFO), JsonLines()),
+    "request id": (watch, None),
+    "and a token, of 1": (lambda: watch(tokens=1), None),
+    "and a token, of 100": (lambda: watch(tokens=100), None),
+    "request id, a line of text": (lambda: watch(level=logging.INFO), TextLines()),
+    "request id, a line of JSON": (lambda: watch(level=logging.INFO), JsonLines()),
 }
 
 
@@ -60,11 +60,14 @@ async def _answer(request: pb.ListModelsRequest) -> pb.ListModelsResponse:
     return pb.ListModelsResponse()
 
 
-async def _opened(stack: AsyncExitStack, made: Door | None) -> Ask:
+async def _opened(stack: AsyncExitStack, made: Calls | None) -> Ask:
     """Start a server and return what asks it once."""
-    server = grpc.aio.server(interceptors=() if made is None else (made,))
+    server = grpc.aio.server()
+    watched = unwatched if made is None else made.watched
     handler = unary(pb.ListModelsRequest, _answer, Gate(GateLimits(100, 1 << 30, 60, 1)))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, watched(SERVICE, {METHOD: handler})),)
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stack.push_async_callback(server.stop, None)

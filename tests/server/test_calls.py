@@ -14,7 +14,7 @@ import pytest
 
 from pellucid.v1 import explain_pb2 as pb
 from server.authorise import Access, Authoriser
-from server.door import Door
+from server.calls import Calls
 from server.edge import Gate, GateLimits, unary
 from server.errors import INTERNAL_TEXT
 from server.logs import AccessLog
@@ -23,16 +23,18 @@ PATH = "/test.Service/Ask"
 
 
 @asynccontextmanager
-async def asking(door: Door, seconds: float = 0.0) -> AsyncIterator[grpc.aio.Channel]:
-    """Run a server behind a door whose one method answers after so many seconds."""
+async def asking(calls: Calls, seconds: float = 0.0) -> AsyncIterator[grpc.aio.Channel]:
+    """Run a watched server whose one method answers after so many seconds."""
 
     async def answer(request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         await asyncio.sleep(seconds)
         return pb.ListModelsResponse()
 
-    server = grpc.aio.server(interceptors=(door,))
+    server = grpc.aio.server()
     handler = unary(pb.ListModelsRequest, answer, Gate(GateLimits(10, 1 << 20, 60, 1)))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {"Ask": handler}),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("test.Service", calls.watched("test.Service", {"Ask": handler})),)
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -46,7 +48,7 @@ def broken() -> Access:
 
 def test_nobody_is_let_in_where_it_cannot_be_found_out_who_it_is(caplog: pytest.LogCaptureFixture) -> None:
     async def ask() -> grpc.aio.AioRpcError:
-        async with asking(Door(Authoriser(broken), AccessLog(logging.DEBUG))) as channel:
+        async with asking(Calls(Authoriser(broken), AccessLog(logging.DEBUG))) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await channel.unary_unary(PATH)(b"")
             return caught.value
@@ -56,11 +58,11 @@ def test_nobody_is_let_in_where_it_cannot_be_found_out_who_it_is(caplog: pytest.
     assert "secret of the server" in caplog.text
 
 
-def test_a_method_that_is_not_there_is_unimplemented_and_not_remembered() -> None:
-    door = Door(None, AccessLog(logging.DEBUG))
+def test_a_method_that_is_not_there_is_unimplemented_and_not_counted() -> None:
+    calls = Calls(None, AccessLog(logging.DEBUG))
 
     async def ask() -> None:
-        async with asking(door) as channel:
+        async with asking(calls) as channel:
             for number in range(20):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await channel.unary_unary(f"/test.Service/No{number}")(b"")
@@ -68,7 +70,7 @@ def test_a_method_that_is_not_there_is_unimplemented_and_not_remembered() -> Non
             assert await channel.unary_unary(PATH)(b"") == b""
 
     asyncio.run(ask())
-    assert list(door._handlers) == [PATH]
+    assert calls.codes == {("Ask", "OK"): 1}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_how_a_call_ended_is_noted(
     seconds: float, data: bytes, timeout: float, status: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def ask() -> None:
-        async with asking(Door(None, AccessLog(logging.INFO)), seconds) as channel:
+        async with asking(Calls(None, AccessLog(logging.INFO)), seconds) as channel:
             try:
                 await channel.unary_unary(PATH)(data, timeout=timeout)
             except grpc.aio.AioRpcError:
@@ -92,7 +94,7 @@ def test_how_a_call_ended_is_noted(
 
 def test_a_call_that_the_client_takes_back_is_noted_as_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     async def ask() -> None:
-        async with asking(Door(None, AccessLog(logging.INFO)), 30) as channel:
+        async with asking(Calls(None, AccessLog(logging.INFO)), 30) as channel:
             call = channel.unary_unary(PATH)(b"")
             await asyncio.sleep(0.3)
             call.cancel()
