@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from benchmarks.serving.processes import family, free_port
@@ -168,7 +169,18 @@ def call(target: str, method: str, data: bytes) -> tuple[str, str, bytes]:
             return "OK", "", channel.unary_unary(method)(data, timeout=60)
         except grpc.RpcError as error:
             details = dict(error.trailing_metadata()).get(DETAILS_KEY, b"")
-            return error.code().name, error.details(), details
+            return error.code().name, error.details(), without_request_id(details)
+
+
+def without_request_id(details: bytes) -> bytes:
+    """Return an error's details without the name of the call, which is another one each time."""
+    status = status_pb2.Status.FromString(details)
+    for packed in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if packed.Unpack(info):
+            info.metadata.clear()
+            packed.Pack(info)
+    return status.SerializeToString()
 
 
 def methods() -> list[str]:
