@@ -1,0 +1,144 @@
+"""Run a built image as an engine would: namespaces of its own, its user, no capabilities, a read-only root."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.container.build import ContainerError, Image
+
+UP = 1  # IFF_UP
+SET_FLAGS = 0x8914  # SIOCSIFFLAGS
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How the container is run.
+
+    Attributes:
+        models: what is mounted, read-only, at /models.
+        temporary: whether there is a /tmp that can be written; nothing else can, shared memory apart.
+        environment: what is set beside what the image sets.
+    """
+
+    models: Path
+    temporary: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A running container.
+
+    Attributes:
+        image: what runs.
+        process: the entry point's parent, which ends with its exit code.
+        pid: the entry point, outside; inside it is process 1.
+        seconds_to_listen: from the start to the line that says where it listens.
+    """
+
+    image: Image
+    process: subprocess.Popen[str]
+    pid: int
+    environment: Mapping[str, str]
+    seconds_to_listen: float
+
+    def run(self, *command: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, as the image's user; what `docker exec` and a health check do."""
+        entered = ["nsenter", f"--target={self.pid}", "--all", "--root", "--wd", *_as_user(self.image), *command]
+        return subprocess.run(entered, capture_output=True, text=True, env=dict(self.environment), timeout=seconds)
+
+    def stop(self, seconds: float = 60) -> int:
+        """Send SIGTERM to process 1 and return its exit code."""
+        os.kill(self.pid, signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def running(image: Image, limits: Limits) -> Iterator[Box]:
+    """Start an image's entry point, wait until it listens, and end it at last.
+
+    Raises:
+        ContainerError: it ended before it listened; what it logged stands in the message.
+    """
+    known = dict(image.environment) | {"HOSTNAME": "box"} | dict(limits.environment)
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [
+            *("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"),
+            *(sys.executable, str(Path(__file__).resolve())),
+            *(str(image.root), str(limits.models), str(int(limits.temporary)), image.folder),
+            *_as_user(image),
+            *image.entry_point,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=known,
+    )
+    try:
+        line = process.stdout.readline()
+        seconds = time.monotonic() - started
+        if not line.startswith("listening on "):
+            process.kill()
+            raise ContainerError(f"no address but {line!r}; {process.stderr.read()[-3000:]}")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        yield Box(image, process, int(children[0]), known, seconds)
+    finally:
+        process.kill()  # and with it, by --kill-child, what it started
+        process.wait(30)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def _as_user(image: Image) -> tuple[str, ...]:
+    user, group = image.user.split(":")
+    ids = (f"--reuid={user}", f"--regid={group}", "--clear-groups")
+    return ("setpriv", *ids, "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
+
+
+def enter(root: Path, models: Path, temporary: bool, folder: str, command: Sequence[str]) -> None:
+    """Make this process's namespaces a container's and become the command; never returns."""
+    _mount("--make-rprivate", "/")
+    _mount("--rbind", str(root), str(root))
+    _mount("-t", "proc", "proc", f"{root}/proc")
+    _mount("-t", "sysfs", "-o", "ro", "sysfs", f"{root}/sys")
+    _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", f"{root}/dev")
+    for name in DEVICES:
+        (root / "dev" / name).touch()
+        _mount("--bind", f"/dev/{name}", f"{root}/dev/{name}")
+    (root / "dev/shm").mkdir()
+    _mount("-t", "tmpfs", "-o", "size=64m,mode=1777", "tmpfs", f"{root}/dev/shm")  # as large as an engine makes it
+    _mount("--bind", str(models), f"{root}/models")
+    _mount("-o", "remount,bind,ro", f"{root}/models")
+    if temporary:
+        _mount("-t", "tmpfs", "tmpfs", f"{root}/tmp")
+    _mount("-o", "remount,bind,ro", str(root))
+    _raise_loopback()
+    os.chroot(root)
+    os.chdir(folder)
+    os.execvp(command[0], command)  # noqa: S606 (an image's own program)
+
+
+def _mount(*arguments: str) -> None:
+    subprocess.run(["/usr/bin/mount", *arguments], check=True)
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sh", b"lo", UP))
+
+
+if __name__ == "__main__":
+    enter(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "1", sys.argv[4], sys.argv[5:])
