@@ -1,6 +1,7 @@
 """Print what pyproject.toml asks for, for pip: `python requirements.py EXTRA... > requirements.txt`.
 
-The image installs third-party packages before it copies any code, so that a change in the code leaves their layer alone.
+The image installs third-party packages before it copies any code, so that a change in the code leaves their layer as
+it is.
 """
 
 from __future__ import annotations

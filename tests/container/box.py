@@ -46,6 +46,7 @@ class Box:
         process: the entry point's parent, which ends with its exit code.
         pid: the entry point, outside; inside it is process 1.
         seconds_to_listen: from the start to the line that says where it listens.
+        cpu_seconds_to_listen: of all its processes until then; unlike the former it hardly depends on what else runs.
     """
 
     image: Image
@@ -53,13 +54,14 @@ class Box:
     pid: int
     environment: Mapping[str, str]
     seconds_to_listen: float
+    cpu_seconds_to_listen: float
 
-    def run(self, *command: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command inside, as the image's user; what `docker exec` and a health check do."""
         entered = ["nsenter", f"--target={self.pid}", "--all", "--root", "--wd", *_as_user(self.image), *command]
         return subprocess.run(entered, capture_output=True, text=True, env=dict(self.environment), timeout=seconds)
 
-    def stop(self, seconds: float = 60) -> int:
+    def stop(self, seconds: float = 300) -> int:
         """Send SIGTERM to process 1 and return its exit code."""
         os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(seconds)
@@ -94,12 +96,18 @@ def running(image: Image, limits: Limits) -> Iterator[Box]:
             process.kill()
             raise ContainerError(f"no address but {line!r}; {process.stderr.read()[-3000:]}")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        yield Box(image, process, int(children[0]), known, seconds)
+        yield Box(image, process, int(children[0]), known, seconds, _cpu_seconds(int(children[0])))
     finally:
         process.kill()  # and with it, by --kill-child, what it started
         process.wait(30)
         process.stdout.close()
         process.stderr.close()
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process and of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _as_user(image: Image) -> tuple[str, ...]:
@@ -118,12 +126,13 @@ def enter(root: Path, models: Path, temporary: bool, folder: str, command: Seque
     for name in DEVICES:
         (root / "dev" / name).touch()
         _mount("--bind", f"/dev/{name}", f"{root}/dev/{name}")
-    (root / "dev/shm").mkdir()
-    _mount("-t", "tmpfs", "-o", "size=64m,mode=1777", "tmpfs", f"{root}/dev/shm")  # as large as an engine makes it
+    shared = root / "dev" / "shm"
+    shared.mkdir()
+    _mount("-t", "tmpfs", "-o", "size=64m,mode=1777", "tmpfs", str(shared))  # as large as an engine makes it
     _mount("--bind", str(models), f"{root}/models")
     _mount("-o", "remount,bind,ro", f"{root}/models")
     if temporary:
-        _mount("-t", "tmpfs", "tmpfs", f"{root}/tmp")
+        _mount("-t", "tmpfs", "tmpfs", str(root / "tmp"))
     _mount("-o", "remount,bind,ro", str(root))
     _raise_loopback()
     os.chroot(root)
