@@ -86,6 +86,15 @@ def test_a_wrong_expression_and_an_unknown_metric_are_noticed() -> None:
     assert grouped(tree) == {"le", "pod"}
 
 
+def test_the_metrics_that_are_counted_upon_are_the_server_s() -> None:
+    source = ROOT / "server" / "metrics.py"
+    if not source.exists():
+        pytest.skip("the server has no metrics yet")
+    text = source.read_text()
+    for name in METRICS.keys() - {"up"}:
+        assert f'"{name.removesuffix("_total")}"' in text, name
+
+
 def test_everything_that_the_server_counts_is_on_the_dashboard() -> None:
     shown = {metric_of(name) for panel in panels() for t in panel["targets"] for name in selected(parse(t["expr"]))}
     assert shown == set(METRICS) - {"up"}
