@@ -78,7 +78,7 @@ def running(image: Image, limits: Limits) -> Iterator[Box]:
     started = time.monotonic()
     process = subprocess.Popen(
         [
-            *("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"),
+            *("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork"),
             *(sys.executable, str(Path(__file__).resolve())),
             *(str(image.root), str(limits.models), str(int(limits.temporary)), image.folder),
             *_as_user(image),
@@ -93,15 +93,26 @@ def running(image: Image, limits: Limits) -> Iterator[Box]:
         line = process.stdout.readline()
         seconds = time.monotonic() - started
         if not line.startswith("listening on "):
-            process.kill()
+            for pid in _children(process.pid):
+                os.kill(pid, signal.SIGKILL)
             raise ContainerError(f"no address but {line!r}; {process.stderr.read()[-3000:]}")
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        yield Box(image, process, int(children[0]), known, seconds, _cpu_seconds(int(children[0])))
+        (pid,) = _children(process.pid)
+        yield Box(image, process, pid, known, seconds, _cpu_seconds(pid))
     finally:
-        process.kill()  # and with it, by --kill-child, what it started
+        for pid in _children(process.pid):  # --kill-child is forgotten when setpriv changes the user
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
         process.wait(30)
         process.stdout.close()
         process.stderr.close()
+
+
+def _children(pid: int) -> list[int]:
+    """Return a process's children; none where it has ended."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _cpu_seconds(pid: int) -> float:
