@@ -1,4 +1,4 @@
-"""The Certificate: how alike a smaller copy of a model explains, kept as JSON in the copy under `pellucid.certificate`."""
+"""The Certificate: how alike a smaller copy of a model explains, JSON in its metadata under `pellucid.certificate`."""
 
 from __future__ import annotations
 
@@ -134,9 +134,7 @@ class Certificate(_Section):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the whole"
-            raise ModelError(
-                f"the certificate is wrong at {place}: {first['msg']}; make the copy anew with `pellucid-analyze optimise`"
-            ) from None
+            raise ModelError(f"the certificate is wrong at {place}: {first['msg']}; make the copy anew") from None
 
     def to_json(self, indent: int | None = None) -> str:
         """Return the text that goes into a file; equal certificates give equal text."""

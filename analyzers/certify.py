@@ -99,9 +99,7 @@ def certify(
     return certificate, copy.model
 
 
-def _copy(
-    model: ModelProto, known: Manifest, pictures: Pictures, form: Form, scheme: Scheme, calibrate: int
-) -> Copy:
+def _copy(model: ModelProto, known: Manifest, pictures: Pictures, form: Form, scheme: Scheme, calibrate: int) -> Copy:
     if form == "openvino":
         return Copy(form, *openvino_runner(model))
     calibration = None

@@ -31,8 +31,8 @@ def optimise(
     """Make a smaller copy of an explained file; arguments as in `certify`.
 
     Returns:
-        The certificate, with the copy's SHA-256, and the copy's content, which holds the certificate without it. Whether
-        it passed is for the caller to read.
+        The certificate, with the copy's SHA-256, and the copy's content, which holds the certificate without it.
+        Whether it passed is for the caller to read.
 
     Raises:
         ModelError: the file is not explained, is a copy itself, or a copy cannot be made of it.
@@ -49,9 +49,7 @@ def optimise(
         )
     if to == "int8" and (fitted := int((pictures.split == 0).sum()) or len(pictures)) < MIN_CALIBRATED:
         raise DataError(f"there are {fitted} pictures to calibrate on; give {MIN_CALIBRATED} or more")
-    certificate, copy = certify(
-        data, pictures, to, split=split, scheme=scheme, calibrate=calibrate, bounds=bounds
-    )
+    certificate, copy = certify(data, pictures, to, split=split, scheme=scheme, calibrate=calibrate, bounds=bounds)
     if copy is None:
         raise ModelError(f"there is no copy of form {to}")
     copy.metadata_props.add(key=CERTIFICATE_KEY, value=certificate.to_json())

@@ -322,7 +322,10 @@ def test_a_server_says_which_copy_answered_and_what_it_is_a_copy_of(folder: Path
     assert command(folder, f"--to int8 --output {models}/masked/1/model.onnx") == 0
     content = (models / "masked" / "1" / "model.onnx").read_bytes()
     original = sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    with running_server("--repository", str(models), "--log-level", "warning") as (address, _), Client(address) as client:
+    with (
+        running_server("--repository", str(models), "--log-level", "warning") as (address, _),
+        Client(address) as client,
+    ):
         (answer,) = client.explain([pictures().encoded[0]])
         told = client.get_model("masked")
     assert told.variant.form == "int8"
