@@ -111,4 +111,4 @@ def correlation(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[n
 def _steps(parts: Parts, one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return how many cells lie between two peaks, along rows or columns, whichever is more."""
     columns = parts.grid.cells[1]
-    return np.maximum(abs(one // columns - other // columns), abs(one % columns - other % columns))
+    return np.asarray(np.maximum(abs(one // columns - other // columns), abs(one % columns - other % columns)))
