@@ -13,9 +13,11 @@ from analyzers import (
     certify_command,
     cli,
     inspect_plain,
+    optimise_command,
     preprocessing,
     sweep_command,
 )
+from analyzers.certificate import Certificate
 from analyzers.check_pictures import check_pictures
 from analyzers.errors import DataError
 from analyzers.evaluate import evaluate
@@ -86,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     certify_command.add_arguments(command)
     command.set_defaults(run=certify_command.run)
+
+    command = commands.add_parser(
+        "optimise", help="make a smaller copy that explains alike", description=optimise_command.run.__doc__
+    )
+    optimise_command.add_arguments(command)
+    command.set_defaults(run=optimise_command.run)
 
     command = commands.add_parser(
         "sweep", help="how many class features models need", description=sweep_command.run.__doc__
@@ -196,6 +204,10 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"final layer     {layer}")
         print(f"exact           {where}")
     print(f"fitted on       {manifest.provenance.pictures} pictures of {manifest.provenance.data or 'nothing'}")
+    if (certificate := Certificate.from_metadata(session.metadata)) is not None:
+        compared = certificate.data
+        print(f"copy            {certificate.form} of the file with SHA-256 {certificate.model_sha256}")
+        print(f"certificate     {compared.pictures} pictures, {', '.join(certificate.failed) or 'nothing'} missed")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+from hashlib import sha256
 from pathlib import Path
 
 from analyzers import cli
-from analyzers.certify import AT_LEAST, AT_MOST, certify
+from analyzers.certificate import CERTIFICATE_KEY
+from analyzers.certify import certify
 from analyzers.check_pictures import check_pictures
 from analyzers.errors import ModelError
 from analyzers.files import write_atomically
-from analyzers.plain import load_onnx
 from analyzers.read_pictures import read_pictures
 
 
@@ -32,24 +32,21 @@ def run(options: argparse.Namespace) -> None:
     The command fails where the copy does not pass; the certificate is written all the same, the copy is not.
     """
     pictures = check_pictures(read_pictures(options.data), options.unreadable)
-    model = load_onnx(cli.read_model(options.model))
-    certificate, copy = certify(model, pictures, options.against, split=options.split)
-    text = json.dumps(certificate, indent=2) + "\n"
+    certificate, copy = certify(cli.read_model(options.model), pictures, options.against, split=options.split)
+    content = None
+    if copy is not None:
+        copy.metadata_props.add(key=CERTIFICATE_KEY, value=certificate.to_json())
+        content = copy.SerializeToString(deterministic=True)
+        certificate = certificate.model_copy(update={"copy_sha256": sha256(content).hexdigest()})
+    text = certificate.to_json(2) + "\n"
     if options.output is None:
         print(text, end="")
     else:
         write_atomically(options.output, text.encode())
-        for name, figure in certificate["figures"].items():
-            passed = certificate["passed"].get(name)
-            said = "" if passed is None else f"  {'holds' if passed else 'FAILS'} (required {_required(name)})"
-            value = "none" if figure["value"] is None else f"{figure['value']:.4g}"
-            print(f"{name:<20} {value:>10}  n = {figure['n']}{said}")
-    failed = [name for name, passed in certificate["passed"].items() if not passed]
-    if failed:
-        raise ModelError(f"the {options.against} copy does not explain as the model does: {', '.join(failed)}")
-    if options.copy is not None and copy is not None:
-        write_atomically(options.copy, copy.SerializeToString(deterministic=True))
-
-
-def _required(name: str) -> str:
-    return f"at least {AT_LEAST[name]}" if name in AT_LEAST else f"at most {AT_MOST[name]}"
+        print("\n".join(certificate.lines()))
+    if certificate.failed:
+        raise ModelError(
+            f"the {options.against} copy does not explain as the model does: {', '.join(certificate.failed)}"
+        )
+    if options.copy is not None and content is not None:
+        write_atomically(options.copy, content)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from analyzers import probe
 from analyzers.baseline import Baseline
+from analyzers.certificate import Certificate
 from analyzers.errors import ModelError
 from analyzers.execution import CPU, Device, Execution
 from analyzers.explain import Wanted, explain
@@ -69,6 +70,7 @@ def check(session: Session, manifest: Manifest) -> Float32Array | None:
     _check_input(session, manifest.input)
     _check_kinds(session)
     written = probe.Probe.from_metadata(session.metadata)
+    variant = Certificate.from_metadata(session.metadata)
     outputs = session.run_images(manifest, probe.pictures(manifest.input, 0 if written is None else written.seed))
     meant = _Meant({manifest.scores.tensor: (2, len(manifest.classes))})
     if manifest.parts is not None:
@@ -85,12 +87,20 @@ def check(session: Session, manifest: Manifest) -> Float32Array | None:
     if written is None:
         log.info("the file has no probe, so nobody can tell whether it still answers as it did when it was written")
     else:
-        loose = session.provider != CPU
         found = probe.Probe.of(manifest, outputs, written.seed)
-        written.compare(found, probe.LOOSE_TOLERANCE if loose else probe.TOLERANCE)
+        written.compare(found, _tolerance(session, variant))
     if (baseline := Baseline.from_metadata(session.metadata)) is not None:
         baseline.check(manifest, outputs)
     return head
+
+
+def _tolerance(session: Session, variant: Certificate | None) -> float:
+    """Return by how much answers may differ from those that the file was written with."""
+    if variant is not None and variant.form == "int8":
+        return probe.ROUNDED_TOLERANCE
+    if variant is None and session.provider == CPU:
+        return probe.TOLERANCE
+    return probe.LOOSE_TOLERANCE
 
 
 def warm(session: Session, manifest: Manifest, max_batch: int) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analyzers.certificate import CERTIFICATE_KEY
 from analyzers.manifest import METADATA_KEY
 from server.layout import FILE
 from server.model import ExplainedModel
@@ -64,12 +65,14 @@ def _outputs(model: ExplainedModel) -> list[_Tensor]:
 
 def _properties(model: ExplainedModel) -> dict[str, str]:
     """Return all that a client needs to turn output tensors into an Explanation, and what runs the model."""
-    return {
+    properties = {
         METADATA_KEY: model.manifest.to_json(),
         SHA256_KEY: model.sha256,
         PROVIDER_KEY: model.session.provider,
         OPTIONS_KEY: json.dumps(dict(model.session.options)),
     }
+    certificate = model.session.metadata.get(CERTIFICATE_KEY)  # a smaller copy says what it is a copy of
+    return properties if certificate is None else properties | {CERTIFICATE_KEY: certificate}
 
 
 def metadata_message(model: ExplainedModel, versions: Sequence[str]) -> oip.ModelMetadataResponse:

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import Executor
 from dataclasses import asdict
 
+from analyzers.certificate import Certificate
 from analyzers.errors import InvalidInputError
 from analyzers.explain import DEFAULT_TOP_K_CLASSES, predictions
 from analyzers.what_if import Change, Float64Array
@@ -160,4 +161,13 @@ def _describe(model: ExplainedModel) -> pb.GetModelResponse:
             pb.GraphLayer(layer=layer.layer, nodes=max(map(len, layer.node)))
             for layer in (() if manifest.explanatory_graph is None else manifest.explanatory_graph.layers)
         ],
+        variant=_variant(Certificate.from_metadata(model.session.metadata)),
+    )
+
+
+def _variant(certificate: Certificate | None) -> pb.Variant | None:
+    if certificate is None:
+        return None
+    return pb.Variant(
+        form=certificate.form, original_sha256=certificate.model_sha256, certificate=certificate.to_json()
     )
