@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -150,6 +151,8 @@ async def serve(
         OSError: the port is taken.
         TracesError: calls are to be traced, and what does it is not installed.
     """
+    # Nothing is under way while models load. As process 1 of a container we would otherwise not even notice.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     traces = open_traces(settings.traces_endpoint, settings.traces_sample) if settings.traces_endpoint else None
     access_log = AccessLog(logging.INFO if settings.access_log else logging.DEBUG)
     calls = Calls(open_authoriser(settings), access_log, traces)

@@ -37,6 +37,7 @@ GROUPS = {
     "versions": "models",
     "device": "running",
     "max_requests": "what is too much",
+    "metrics_port": "metrics and traces",
     "lame_duck_seconds": "stopping",
     "tls_certificate": "who may ask",
     "connection_age_seconds": "connections",

@@ -21,9 +21,6 @@ SCHEMAS = "1.37"
 VARIANTS = ("cpu", "gpu")
 GRPC_PORT, METRICS_PORT, USER = 50051, 8002, 65532
 
-PENDING_SETTINGS = frozenset({"metrics_port", "config"})
-"""Settings that are agreed upon and not there yet; a test asks for this to shrink when they are."""
-
 Document = dict[str, Any]
 
 
@@ -40,7 +37,7 @@ def image_user(variant: str) -> str:
 
 
 def settings() -> frozenset[str]:
-    return frozenset(Settings.model_fields) | PENDING_SETTINGS
+    return frozenset(Settings.model_fields)
 
 
 def set_by_environment(variables: dict[str, str]) -> set[str]:
@@ -56,12 +53,12 @@ def set_by_arguments(arguments: list[str]) -> dict[str, str]:
 
 
 def checked(values: Document) -> Settings:
-    """Return the settings that a file or a command line gives, those that are pending left out.
+    """Return the settings that a file or a command line gives.
 
     Raises:
         ValidationError: a name or a value that the server would refuse.
     """
-    return Settings(**{"repository": Path("/models")} | {k: v for k, v in values.items() if k not in PENDING_SETTINGS})
+    return Settings(**{"repository": Path("/models")} | values)
 
 
 def documents(path: Path) -> Iterator[Document]:

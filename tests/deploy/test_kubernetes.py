@@ -15,7 +15,6 @@ from tests.deploy.facts import (
     DEPLOY,
     GRPC_PORT,
     METRICS_PORT,
-    PENDING_SETTINGS,
     SCHEMAS,
     USER,
     Document,
@@ -191,9 +190,3 @@ def test_the_gpu_s_overlay_asks_for_a_gpu_and_for_the_image_that_insists_on_it(
 ) -> None:
     gpu = "nvidia.com/gpu" in container["resources"]["limits"]
     assert container["image"].endswith("-gpu") == gpu
-
-
-def test_settings_that_are_there_by_now_are_no_longer_called_pending() -> None:
-    from server.settings import Settings
-
-    assert not PENDING_SETTINGS & set(Settings.model_fields)

@@ -79,6 +79,22 @@ def test_the_address_is_the_first_and_only_line_on_stdout_whatever_lies_in_the_r
     assert ready == {"damaged": False, "tiny": True}
 
 
+def test_told_to_stop_while_it_loads_it_ends_with_0_and_does_not_listen_first(
+    tmp_path: Path, tiny_model: bytes
+) -> None:
+    for number in range(40):
+        write_atomically(tmp_path / f"tiny-{number}" / "1" / "model.onnx", tiny_model)
+    command = [sys.executable, "-m", "server", "--port=0", f"--repository={tmp_path}", "--log-level=debug"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            next(line for line in process.stderr if "trial passed" in line)
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "")
+
+
 def test_a_server_that_stops_takes_no_new_requests(repository: Path) -> None:
     with running_server("--repository", str(repository)) as (address, process), Client(address) as client:
         assert client.list_models()
