@@ -13,11 +13,13 @@ from onnx import ModelProto
 from analyzers.attach import Selection, attach
 from analyzers.attach_graph import attach_graph
 from analyzers.conv_maps import default_maps, find_conv_maps
+from analyzers.eight_bits import to_eight_bits
 from analyzers.explanatory_graph import ExplanatoryGraph
 from analyzers.graph_inference import Form
+from analyzers.half import to_half
 from analyzers.plain import Layer, Plain, manifest_of, read_plain
 from analyzers.preprocessing import NOTHING, Preprocessing
-from analyzers.smaller import named, to_eight_bits, to_half
+from analyzers.smaller import named
 from benchmarks.graph_latency import graph_of
 from benchmarks.latency import CLASSES, K
 from training.backbones import BACKBONES
