@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Yield `items` while a bar shows how many of `total` are done."""
+def track(items: Iterable[T], title: str, total: int, *, shown: bool = True) -> Iterator[T]:
+    """Yield `items` while a bar, where it is `shown`, says how many of `total` are done."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
         yield from progress.track(items, total=total, description=title)

@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from analyzers import cli
-from analyzers.attach import attach
+from analyzers.attach import Selection, attach
 from analyzers.baseline_command import record_baseline
 from analyzers.check_pictures import refuse_empty_classes
 from analyzers.errors import DataError
@@ -35,6 +37,7 @@ from training.export import compare, export, reported_layer
 from training.job import Job, JobError, describe, read_job
 from training.loop import History, learn
 from training.network import IMAGENET_MEAN, IMAGENET_STD, Network
+from training.ranks import Ranks, joined
 from training.tasks import activation, label_figures, posed
 from training.watch import watching
 from training.weights import read_weights
@@ -108,6 +111,28 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     """Learn an interpretable CNN, decompose its final layer, export, explain, prove and measure it."""
+    with joined() as ranks:
+        run = _learned(options, ranks)
+    if ranks.first:  # the others have done their part
+        _write(run, options, ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What was learned, and from what."""
+
+    job: Job
+    pictures: Pictures
+    tested: Batches
+    network: Network
+    selection: Selection
+    history: History
+
+
+def _learned(options: argparse.Namespace, ranks: Ranks) -> _Run:
+    """Learn as the job says."""
+    if not ranks.first:
+        logging.getLogger("pellucid").setLevel(logging.WARNING)
     job = read_job(options.job, options.overrides)
     pictures = posed(load(job.data, job.train.seed), job)
     train, test = pictures.of_split("train"), pictures.of_split("test")
@@ -116,18 +141,25 @@ def _run(options: argparse.Namespace) -> None:
     tested = Batches(test, size)
     learned_from = Batches(train, size)
     refuse_shared(train, test, learned_from.pixels.numpy(), tested.pixels.numpy())
-    with watching(job, tested) as watch:
+    with watching(job, tested) if ranks.first else nullcontext() as watch:
         network, selection, history = learn(
-            job, learned_from, tested, len(pictures.names), resume=options.resume, watch=watch
+            job, learned_from, tested, len(pictures.names), resume=options.resume, watch=watch, ranks=ranks
         )
+    return _Run(job, pictures, tested, network, selection, history)
+
+
+def _write(run: _Run, options: argparse.Namespace, ranks: Ranks) -> None:
+    """Export what was learned, explain, prove and measure it, and write it down."""
+    job, network, pictures, size = run.job, run.network, run.pictures, run.job.data.size
+    train = pictures.of_split("train")
     plain = export(network, pictures.names, size, activation(job))
-    images = _proof_pictures(test, size)
+    images = _proof_pictures(pictures.of_split("test"), size)
     torch_gap = compare(network, plain, images)
     layer = reported_layer(network, job.model.interpretable)
     described = "drawn creatures" if job.data.path is None else job.data.path.name
     explained = attach(
         plain,
-        selection,
+        run.selection,
         layer=layer,
         provenance=Provenance(
             producer=plain.manifest.provenance.producer,
@@ -141,9 +173,9 @@ def _run(options: argparse.Namespace) -> None:
     model = explained.SerializeToString(deterministic=True)
     report = evaluate(model, pictures)
     report["proof"] = {"logits_gap_torch": torch_gap, "completeness_gap": proof.completeness_gap}
-    if (figures := label_figures(network, tested, job)) is not None:
+    if (figures := label_figures(network, run.tested, job)) is not None:
         report["labels"] = figures
-    report["training"] = _training_report(job, history)
+    report["training"] = _training_report(job, run.history, ranks)
     write_atomically(job.folder / "weights.safetensors", save(network.state_dict()))
     write_atomically(job.folder / "model.onnx", model)
     if options.html:
@@ -154,17 +186,18 @@ def _run(options: argparse.Namespace) -> None:
     print(
         f"{job.folder / 'model.onnx'}: test accuracy {report['accuracy']['value']:.4f}"
         f" (n = {report['accuracy']['n']}), ledgers add up within {proof.completeness_gap:.1e},"
-        f" learned in {history.seconds:.0f} s"
+        f" learned in {run.history.seconds:.0f} s"
     )
 
 
-def _training_report(job: Job, history: History) -> dict[str, Any]:
+def _training_report(job: Job, history: History, ranks: Ranks) -> dict[str, Any]:
     return {
         "job": json.loads(job.model_dump_json(exclude={"output": True, "data": {"path"}})),
         "epochs": history.epochs,
         "seconds": round(history.seconds, 1),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "processes": ranks.count,
     }
 
 

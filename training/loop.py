@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from analyzers.attach import Selection
@@ -24,8 +25,11 @@ from training.data import Batches
 from training.filter_losses import FILTER_LOSSES, FilterState
 from training.job import Job
 from training.network import Network
+from training.ranks import ALONE, Ranks
+from training.shared_norm import share_norms
 from training.start import TrainingError, begin, build, build_teacher
 from training.tasks import accuracy, answers, classification_loss, distillation_loss, member
+from training.whole_batch import WithAllMaps, whole
 
 log = logging.getLogger("pellucid.training")
 
@@ -66,6 +70,7 @@ def learn(
     *,
     resume: bool = False,
     watch: Watcher | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Network, Selection, History]:
     """Train the network, find its class features and, if the job says so, decompose its final layer.
 
@@ -75,7 +80,8 @@ def learn(
         test: what the accuracy of each epoch is measured on.
         classes: how many there are.
         resume: go on where an interrupted run of the same job stopped.
-        watch: called after every epoch with its record and the network.
+        watch: called after every epoch with its record and the network, in the first process.
+        ranks: the processes that share the work; each of them returns the same.
 
     Raises:
         TrainingError: learning cannot begin, or the loss is not finite; the last epoch's checkpoint is kept.
@@ -84,16 +90,16 @@ def learn(
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
     torch.manual_seed(job.train.seed)
-    goes_on = resume and (job.folder / checkpoint.FILE).exists()
-    learner = Learner(job, build(job, classes, pretrained=not goes_on), train, test, watch)
+    goes_on = ranks.told(resume and (job.folder / checkpoint.FILE).exists())
+    learner = Learner(job, build(job, classes, pretrained=not goes_on), train, test, watch, ranks)
     if not (goes_on and learner.restore()):
         begin(learner.network, job, train)
     learner.fit(Stage("learning", 0, job.train.epochs, job.train.learning_rate))
     network = learner.network
-    selection = learner.selection or class_features(network, job, train)
+    selection = learner.selection or class_features(network, job, train, ranks)
     if job.head.decompose:
         if learner.selection is None and job.head.distil:
-            learner.full = torch.from_numpy(answers(network, train, job.train.batch_size))
+            learner.full = torch.from_numpy(answers(network, train, job.train.batch_size, ranks))
         learner.selection = selection
         network.head.decompose(selection.sets)
         learner.fit(Stage("decomposing", job.train.epochs, job.head.epochs, job.head.learning_rate, job.head.train))
@@ -105,9 +111,13 @@ def learn(
 class Learner:
     """The network and whatever else a checkpoint has to hold."""
 
-    def __init__(self, job: Job, network: Network, train: Batches, test: Batches, watch: Watcher | None) -> None:
-        self.job, self.train, self.test, self.watch = job, train, test, watch
+    def __init__(
+        self, job: Job, network: Network, train: Batches, test: Batches, watch: Watcher | None, ranks: Ranks
+    ) -> None:
+        self.job, self.train, self.test, self.watch, self.ranks = job, train, test, watch, ranks
         self.accelerator = Accelerator(mixed_precision="bf16" if job.train.precision == "bfloat16" else "no")
+        if ranks.count > 1:
+            share_norms(network, self.accelerator.device)
         # Channels last is a third faster on processors and what GPUs like best.
         self.network = _laid_out(network.to(self.accelerator.device), torch.channels_last)
         self.generator = torch.Generator().manual_seed(job.train.seed)
@@ -131,7 +141,7 @@ class Learner:
 
     def restore(self) -> bool:
         """Load the checkpoint, if there is one."""
-        state = checkpoint.load(self.checkpoint, self.job)
+        state = self.ranks.told(checkpoint.load(self.checkpoint, self.job) if self.ranks.first else None)
         if state is None:
             return False
         self.network.load_state_dict(state["network"])
@@ -153,10 +163,10 @@ class Learner:
             return
         self._ask_teacher()
         train, steps = self.job.train, self.train.steps(self.job.train.batch_size)
-        _prepare(self.network, self.job, self.train)
         still = _standing_still(self.network, stage.learns)
         for parameter in self.network.parameters():
             parameter.requires_grad_(True)
+        _prepare(self.network, self.job, self.train)
         for module in still:
             module.requires_grad_(False)
         moving = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
@@ -168,9 +178,10 @@ class Learner:
             optimiser.load_state_dict(self._restored["optimiser"])
             schedule.load_state_dict(self._restored["schedule"])
         self._share_out_filters()
+        forward = self._forward()
         for number in range(stage.first + max(done, 0) + 1, stage.first + stage.epochs + 1):
             began = time.monotonic()
-            record = self._epoch(number, stage, optimiser, schedule, still)
+            record = self._epoch(number, stage, forward, optimiser, schedule, still)
             self.history.epochs.append(record)
             self.history.seconds += time.monotonic() - began
             log.info(
@@ -178,7 +189,7 @@ class Learner:
             )
             self._share_out_filters()
             self._save(optimiser, schedule)
-            if self.watch is not None:
+            if self.watch is not None and self.ranks.first:
                 self.watch(record, self.network)
 
     def _ask_teacher(self) -> None:
@@ -186,7 +197,7 @@ class Learner:
         start = self.job.train.start
         if start is not None and self.job.train.distil and self.taught is None:
             teacher = build_teacher(self.job, self.network.head.out_features, start).to(self.accelerator.device)
-            self.taught = torch.from_numpy(answers(teacher, self.train, self.job.train.batch_size))
+            self.taught = torch.from_numpy(answers(teacher, self.train, self.job.train.batch_size, self.ranks))
 
     def _share_out_filters(self) -> None:
         """Hold filters to classes, an equal number to each, once something is known of them."""
@@ -203,10 +214,22 @@ class Learner:
         chosen = {name: value for name, value in self.network.state_dict().items() if name.endswith(_CHOICES)}
         self.network.load_state_dict(self.average.module.state_dict() | chosen)
 
+    def _forward(self) -> nn.Module:
+        """Return what gives logits and maps; with several processes, torch's wrapper that averages gradients."""
+        forward = WithAllMaps(self.network)
+        if self.ranks.count == 1:
+            return forward
+        device = self.accelerator.device
+        # Buffers come from numbers that all processes have, so they stay alike.
+        return DistributedDataParallel(
+            forward, device_ids=None if device.type == "cpu" else [device.index], forward_sync_buffers=False
+        )
+
     def _epoch(
         self,
         number: int,
         stage: Stage,
+        forward: nn.Module,
         optimiser: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.OneCycleLR,
         still: list[nn.Module],
@@ -216,12 +239,15 @@ class Learner:
             module.eval()  # batch normalisation keeps its statistics, too
         steps, weight = self.train.steps(self.job.train.batch_size), filter_weight(self.job, number)
         total, filter_total = 0.0, 0.0
-        shuffled = self.train.shuffled(self.job.train, self.generator)
-        for step, (images, label, rows) in enumerate(track(shuffled, f"{stage.title}, epoch {number}", steps)):
+        shuffled = self.train.shuffled(self.job.train, self.generator, self.ranks)
+        bar = track(shuffled, f"{stage.title}, epoch {number}", steps, shown=self.ranks.first)
+        for step, (images, label, rows) in enumerate(bar):
             images = images.to(accelerator.device, memory_format=torch.channels_last)
             label = label.to(accelerator.device)
             with accelerator.autocast():
-                logits, maps = network.with_all_maps(images)
+                logits, maps = forward(images)
+            logits = whole(logits, self.ranks, len(label))
+            maps = [(state, whole(features, self.ranks, len(label))) for state, features in maps]
             loss = classification_loss(logits.float(), label, self.job.train.loss)
             filter_loss = _filter_loss(maps, self.job, logits.float(), label)
             combined = loss + weight * filter_loss
@@ -255,10 +281,12 @@ class Learner:
             "epoch": number,
             "loss": total / steps,
             "filter_loss": filter_total / steps,
-            "accuracy": accuracy(network, self.test, self.job.train.batch_size),
+            "accuracy": accuracy(network, self.test, self.job.train.batch_size, self.ranks),
         }
 
     def _save(self, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.OneCycleLR) -> None:
+        if not self.ranks.first:
+            return
         state = {
             "network": self.network.state_dict(),
             "optimiser": optimiser.state_dict(),
@@ -290,8 +318,10 @@ def _standing_still(network: Network, learns: Literal["head", "last_block", "all
         place = parts[-1]
 
 
-def class_features(network: Network, job: Job, train: Batches) -> Selection:
+def class_features(network: Network, job: Job, train: Batches, ranks: Ranks = ALONE) -> Selection:
     """Find each class's features on the training pictures, or take those that the job brings.
+
+    Processes share the batches out, and each of them counts all of them in their order.
 
     Raises:
         DataError: the job's sets cannot be read.
@@ -303,12 +333,16 @@ def class_features(network: Network, job: Job, train: Batches) -> Selection:
         return Selection(sets, None, "given")
     histogram = Histogram(head, min(job.head.k1, head.weight.shape[1]), job.head.rule)
     network.eval()
-    device = network.mean.device
-    with torch.no_grad():
-        for images, label in train.ordered(job.train.batch_size):
-            pooled = network.pooled(network.map(images.to(device))).cpu()
-            rows, own = member(label, len(head.bias)).nonzero(as_tuple=True)  # a picture counts for each of its classes
-            histogram.add(pooled[rows].numpy(), own.numpy())
+    device, batches = network.mean.device, train.rows(job.train.batch_size)
+
+    def features(batch: slice) -> Tensor:
+        with torch.no_grad():
+            return network.pooled(network.map(train.images(batch).to(device))).cpu()
+
+    for batch, pooled in zip(batches, ranks.in_turns(batches, features), strict=True):
+        # A picture counts for each of its classes.
+        rows, own = member(train.label[batch], len(head.bias)).nonzero(as_tuple=True)
+        histogram.add(pooled[rows].numpy(), own.numpy())
     return Selection(histogram.index_sets(min(job.head.k2, head.weight.shape[1])), histogram.k1, job.head.rule)
 
 

@@ -14,6 +14,7 @@ from analyzers.pictures import Pictures
 from training.data import Batches
 from training.job import Job, JobError
 from training.network import Network
+from training.ranks import ALONE, Ranks
 
 
 def posed(pictures: Pictures, job: Job) -> Pictures:
@@ -78,20 +79,26 @@ def distillation_loss(logits: Tensor, taught: Tensor, loss: Literal["softmax", "
     return temperature**2 * gap
 
 
-def accuracy(network: Network, batches: Batches, batch_size: int) -> float:
+def accuracy(network: Network, batches: Batches, batch_size: int, ranks: Ranks = ALONE) -> float:
     """Return the share of pictures whose best class is the right one; of yeses and noes for several labels each."""
-    logits, label = torch.from_numpy(answers(network, batches, batch_size)), batches.label
+    logits, label = torch.from_numpy(answers(network, batches, batch_size, ranks)), batches.label
     hits = (logits > 0) == (label > 0) if label.ndim == 2 else logits.argmax(1) == label
     return hits.double().mean().item()
 
 
-def answers(network: Network, batches: Batches, batch_size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the logits of all pictures, (pictures, classes)."""
+def answers(
+    network: Network, batches: Batches, batch_size: int, ranks: Ranks = ALONE
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the logits of all pictures, (pictures, classes); processes share the batches out."""
     network.eval()
     device = network.mean.device
-    with torch.no_grad():
-        logits = [network(images.to(device))[0].float().cpu() for images, _ in batches.ordered(batch_size)]
-    return torch.cat(logits).numpy()
+
+    def logits(rows: slice) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = network(batches.images(rows).to(device))[0]
+        return found.float().cpu()
+
+    return torch.cat(list(ranks.in_turns(batches.rows(batch_size), logits))).numpy()
 
 
 def label_figures(network: Network, test: Batches, job: Job) -> dict[str, Figure] | None:
