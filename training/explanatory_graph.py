@@ -7,6 +7,7 @@ around it. `docs/explanatory-graph.md` says where this follows the paper and whe
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,13 +32,16 @@ from training.graph_layer import LearnedLayer, assemble, join, pack, summarise
 from training.graph_parents import Candidates, choose_candidates
 from training.graph_root import SIGMA, VOTERS, displacement_grid, vote
 from training.graph_shelf import Shelf
+from training.ranks import ALONE, Ranks
 
 CANDIDATES = 600
 ROOT_ROUNDS = 2
 Int64Array = npt.NDArray[np.int64]
 
 
-def learn_graph(job: GraphJob, source: MapSource, workspace: Workspace, *, resume: bool = False) -> ExplanatoryGraph:
+def learn_graph(
+    job: GraphJob, source: MapSource, workspace: Workspace, *, resume: bool = False, ranks: Ranks = ALONE
+) -> ExplanatoryGraph:
     """Learn the graphs of a job.
 
     Args:
@@ -45,19 +49,25 @@ def learn_graph(job: GraphJob, source: MapSource, workspace: Workspace, *, resum
         source: where the maps of all pictures come from.
         workspace: where blocks that are done and the feature cache go; left in place for the caller to remove.
         resume: whether to go on with what an earlier run of the same job left there.
+        ranks: the processes that share the filters; each of them returns the same, the first one keeps the blocks.
 
     Raises:
         DataError: there are too few pictures, a map holds NaN, or every filter of a layer is dead.
     """
     check(job)
-    workspace.open(identity(job), resume=resume)
+    if ranks.first:
+        workspace.open(identity(job), resume=resume)
+    ranks.told(None)  # the others wait until that was found to be in order
     parts = [Filters(layer.tensor, layer.grid.cells, 0, layer.filters) for layer in job.layers]
-    shelf = Shelf(source, parts, job.memory_bytes, workspace.folder)
-    runs = [_Run(job, number, shelf, workspace) for number in range(len(job.graphs))]
+    cache = workspace.cache(ranks)
+    shelf = Shelf(source, parts, job.memory_bytes, cache)
+    runs = [_Run(job, number, shelf, workspace, ranks) for number in range(len(job.graphs))]
     steps = chain.from_iterable(run.steps() for run in runs)
     with _single_threaded():
-        for _ in track(steps, "explanatory graph", sum(run.total for run in runs)):
+        for _ in track(steps, "explanatory graph", sum(run.total for run in runs), shown=ranks.first):
             pass
+    if ranks.count > 1:
+        shutil.rmtree(cache, ignore_errors=True)
     layers = tuple(
         assemble(plan.tensor, plan.grid, plan.filters, [run.layers[place] for run in runs])
         for place, plan in enumerate(job.layers)
@@ -110,8 +120,8 @@ class _Run:
         dead: filters that never fire or are the same everywhere, over all layers.
     """
 
-    def __init__(self, job: GraphJob, number: int, shelf: Shelf, workspace: Workspace) -> None:
-        self.job, self.number, self.shelf, self.workspace = job, number, shelf, workspace
+    def __init__(self, job: GraphJob, number: int, shelf: Shelf, workspace: Workspace, ranks: Ranks) -> None:
+        self.job, self.number, self.shelf, self.workspace, self.ranks = job, number, shelf, workspace, ranks
         plan = job.graphs[number]
         self.own = len(plan.pictures)
         self.pictures = np.concatenate([plan.pictures, plan.reference]).astype(np.int64)
@@ -154,10 +164,11 @@ class _Run:
         lattice = self._lattice(task.place, mirrored)
         for first in range(0, len(filters), size):
             name = self._name(task, first)
-            block = self.workspace.read(name)
+            block = self._read(name)
             if block is None:
                 block = self._block(task, filters[first : first + size], above, lattice, before)
-                self.workspace.write(name, block)
+                if self.ranks.first:
+                    self.workspace.write(name, block)
             summaries.append(summarise(block, lattice, self.own, self.pictures))
             yield
         layer = LearnedLayer.of(summaries)
@@ -182,14 +193,20 @@ class _Run:
             cell, score = find_nodes(nodes, activation, lattice, above, rule.chunk)
             return pack(number, scale, floor, nodes, above, cell, score)
 
-        found = []
+        found = {}
         with ThreadPoolExecutor(self.job.threads) as pool:
-            for number in filters:
-                scale, floor = self.shelf.factors(plan.tensor, number)
-                if scale > 0:
+            for turn, number in enumerate(filters):
+                scale, floor = self.shelf.factors(plan.tensor, number)  # of all filters: processes read maps together
+                if scale > 0 and turn % self.ranks.count == self.ranks.number:
                     values = self.shelf.activation(plan.tensor, number, self.pictures)
-                    found.append(pool.submit(learn, number, scale, floor, values))
-            return join([future.result() for future in found], len(self.pictures))
+                    found[turn] = pool.submit(learn, number, scale, floor, values)
+            shares = self.ranks.gather({turn: future.result() for turn, future in found.items()})
+        learned = {turn: block for share in shares for turn, block in share.items()}
+        return join([learned[turn] for turn in sorted(learned)], len(self.pictures))
+
+    def _read(self, name: str) -> Block | None:
+        """Return a block that is done, or None; the first process has them."""
+        return self.ranks.told(self.workspace.read(name) if self.ranks.first else None)
 
     def _start(self, place: int, number: int, lattice: Lattice, before: LearnedLayer | None) -> Tensor:
         """Return where a filter's nodes start: where they were, or at cells drawn for it alone."""
@@ -224,7 +241,7 @@ class _Run:
         lattice, start = self._lattice(place, mirrored), 0
         trails: dict[int, Tensor] = {}
         for first in range(0, len(self.filters[place]), self.job.block):
-            block = self.workspace.read(self._name(Task(place, turn), first))
+            block = self._read(self._name(Task(place, turn), first))
             if block is None:
                 raise DataError(f"a block of '{self.job.layers[place].tensor}' has gone from {self.workspace.folder}")
             here = chosen[(chosen >= start) & (chosen < start + len(block.filter))]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from analyzers.errors import DataError
 from analyzers.files import write_atomically
+from training.ranks import Ranks
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -75,6 +76,15 @@ class Workspace:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         write_atomically(file, text.encode())
+
+    def cache(self, ranks: Ranks) -> Path:
+        """Return where a process keeps feature maps; of several, each has an empty folder of its own."""
+        if ranks.count == 1:
+            return self.folder
+        own = self.folder / f"process{ranks.number}"
+        shutil.rmtree(own, ignore_errors=True)  # whether its maps are complete, the others could not know
+        own.mkdir(parents=True)
+        return own
 
     def read(self, name: str) -> Block | None:
         """Return a block that is done, or None."""

@@ -28,7 +28,8 @@ from training.explanatory_graph import learn_graph
 from training.graph_blocks import Workspace
 from training.graph_filter import Rule
 from training.graph_job import GraphJob, GraphPlan, LayerPlan
-from training.graph_maps import OnnxMaps
+from training.graph_maps import onnx_maps
+from training.ranks import Ranks, joined
 
 GOING_ON = "the same command with --resume goes on after the last whole block of filters"
 MAX_REFERENCE = 200
@@ -69,6 +70,22 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Learn part patterns of several conv layers and how they hang together, without any labels of parts."""
     started = time.perf_counter()
+    with joined() as ranks:
+        graph = _learned(options, ranks)
+        if ranks.first:
+            save_graph(graph, options.output)
+        ranks.told(None)  # blocks stay until the graph is written
+        _workspace(options).remove()
+    if ranks.first:
+        print(_summary(graph, options.output, time.perf_counter() - started))
+
+
+def _workspace(options: argparse.Namespace) -> Workspace:
+    return Workspace(options.output.with_name(f".{options.output.name}.blocks"))
+
+
+def _learned(options: argparse.Namespace, ranks: Ranks) -> ExplanatoryGraph:
+    """Learn the graph that the options ask for."""
     if not 0 < options.memory < math.inf or options.iterations < 1 or options.seed < 0:
         raise DataError("--memory and --iterations take numbers above 0, --seed a whole number from 0 on")
     data = read_onnx(options.model)
@@ -76,9 +93,7 @@ def run(options: argparse.Namespace) -> None:
     maps = find_conv_maps(model, picture)
     if options.layers is None:
         chosen = default_maps(maps)
-        print("conv maps of the model; * are taken, choose others with --layers:")
-        for one in maps:
-            print(f"  {'*' if one in chosen else ' '} {one}")
+        _tell(maps, chosen, ranks)
     else:
         chosen = named_maps(maps, options.layers)
     pictures, classes, sets = _of_classes(model, read_pictures(options.data), options.per_class)
@@ -103,12 +118,15 @@ def run(options: argparse.Namespace) -> None:
         device=device,
         settings={"data": options.data.name, "split": options.split},
     )
-    workspace = Workspace(options.output.with_name(f".{options.output.name}.blocks"))
-    source = OnnxMaps(model, picture, shown, "gpu" if device == "cuda" and options.device == "gpu" else "cpu")
-    graph = learn_graph(job, source, workspace, resume=options.resume)
-    save_graph(graph, options.output)
-    workspace.remove()
-    print(_summary(graph, options.output, time.perf_counter() - started))
+    source = onnx_maps(model, picture, shown, "gpu" if device == "cuda" and options.device == "gpu" else "cpu", ranks)
+    return learn_graph(job, source, _workspace(options), resume=options.resume, ranks=ranks)
+
+
+def _tell(maps: Sequence[ConvMap], chosen: Sequence[ConvMap], ranks: Ranks) -> None:
+    if ranks.first:
+        print("conv maps of the model; * are taken, choose others with --layers:")
+        for one in maps:
+            print(f"  {'*' if one in chosen else ' '} {one}")
 
 
 def _plans(chosen: Sequence[ConvMap], nodes: Sequence[int] | None) -> tuple[LayerPlan, ...]:

@@ -14,7 +14,8 @@ from analyzers.execution import Device
 from analyzers.manifest import ModelInput
 from analyzers.pictures import Pictures
 from analyzers.pixels import to_model_input
-from training.feature_cache import Maps
+from training.feature_cache import Maps, MapSource
+from training.ranks import Ranks
 
 BATCH = 32
 
@@ -35,6 +36,39 @@ class OnnxMaps:
         session = open_maps(self._model, tensors, device=self._device)
         for pixels in self._shown.batches(self._picture.height, self._picture.width, BATCH):
             yield session.run({self._picture.tensor: to_model_input(pixels)})
+
+
+class SharedMaps:
+    """Maps that several processes compute, each its own batches, and all of them get.
+
+    Attributes:
+        pictures: how many there are.
+    """
+
+    def __init__(self, own: MapSource, pictures: int, ranks: Ranks) -> None:
+        """Take the source of the batches number, number + count, ...; `pictures` is how many all processes have."""
+        self.pictures = pictures
+        self._own, self._ranks = own, ranks
+
+    def batches(self, tensors: Sequence[str]) -> Iterator[Maps]:
+        """Yield the maps of all pictures in order, a batch at a time."""
+        own = iter(self._own.batches(tensors))
+        while True:
+            found = [maps for maps in self._ranks.gather(next(own, None)) if maps is not None]
+            yield from found
+            if len(found) < self._ranks.count:
+                return
+
+
+def onnx_maps(
+    model: ModelProto, picture: ModelInput, pictures: Pictures, device: Device, ranks: Ranks
+) -> OnnxMaps | SharedMaps:
+    """Return the maps of an ONNX model; processes share the batches out."""
+    if ranks.count == 1:
+        return OnnxMaps(model, picture, pictures, device)
+    number = np.arange(len(pictures))
+    own = pictures.take(number[number // BATCH % ranks.count == ranks.number])
+    return SharedMaps(OnnxMaps(model, picture, own, device), len(pictures), ranks)
 
 
 class TorchMaps:
