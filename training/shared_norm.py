@@ -68,11 +68,11 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
         x, weight, mean, rate, count = ctx.saved_tensors
         wide = (1, -1, 1, 1)
-        slope, unit = gradient.float(), (x.float() - mean.view(wide)) * rate.view(wide)
+        slope, unit = gradient.to(mean.dtype), (x - mean.view(wide)) * rate.view(wide)
         own = torch.stack([slope.sum(_AXES, dtype=torch.float64), (slope * unit).sum(_AXES, dtype=torch.float64)])
         whole = own.clone()
         dist.all_reduce(whole)
-        common, along = (whole / count).float()
+        common, along = (whole / count).to(mean.dtype)
         inner = slope - common.view(wide) - unit * along.view(wide)
         at_input = inner * (weight * rate).view(wide)
         return at_input.to(x.dtype), own[1].to(weight.dtype), own[0].to(weight.dtype), None
@@ -80,10 +80,10 @@ class _Normalised(torch.autograd.Function):
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and variance (channels,) over all processes' parts, and how many values each was taken over."""
-    channels = x.shape[1]
+    channels, exact = x.shape[1], torch.promote_types(x.dtype, torch.float32)
     own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
     if x.numel():
-        variance, mean = torch.var_mean(x.float(), _AXES, correction=0)
+        variance, mean = torch.var_mean(x.to(exact), _AXES, correction=0)
         own[:channels], own[channels:-1], own[-1] = mean, variance, x.numel() // channels
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, own)
@@ -92,7 +92,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = counts.sum()
     mean = (counts * means).sum(0) / count
     variance = (counts * (variances + (means - mean).square())).sum(0) / count
-    return mean.float(), variance.float(), count
+    return mean.to(exact), variance.to(exact), count
 
 
 def share_norms(network: nn.Module, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What every process of the tests' shared runs does; `test_ranks.py` starts it with torchrun, and looks at the files."""
+"""What every process of the tests' shared runs does; `test_ranks.py` starts it and looks at the files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from training.graph_maps import SharedMaps
 from training.job import Job, read_job
 from training.loop import class_features, learn
 from training.ranks import Ranks, joined
+from training.shared_norm import share_norms
 from training.start import build
 from training.tasks import answers
+from training.whole_batch import whole
 
 SIZE = 48
 # 33 pictures in batches of 16, 16 and 1: shares of 8 and 8, and of 0 and 1.
@@ -64,6 +67,28 @@ def equal(folder: Path, ranks: Ranks) -> None:
     assert np.array_equal(class_features(network, asked, train).sets, class_features(network, asked, train, ranks).sets)
     assert ranks.gather(ranks.number) == list(range(ranks.count))
     assert list(ranks.in_turns("abcde", str.upper)) == list("ABCDE")
+
+
+def exact(ranks: Ranks, count: int) -> None:
+    """In float64, what normalised shares of a batch give, gradients and statistics, is what the batch gives."""
+    torch.manual_seed(0)
+    images, wanted = torch.randn(count, 3, 9, 9).double(), torch.randn(count, 6, 2, 2).double()
+    plain = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 5, 3, 2), torch.nn.BatchNorm2d(5), torch.nn.ReLU()),
+        *(torch.nn.Conv2d(5, 6, 3), torch.nn.BatchNorm2d(6)),
+    ).double()
+    shared = deepcopy(plain)
+    share_norms(shared, torch.device("cpu"))
+
+    def loss(maps: torch.Tensor) -> torch.Tensor:
+        return (maps * wanted).sum() + maps.flatten(1).logsumexp(0).sum()  # couples the pictures
+
+    loss(plain(images)).backward()
+    loss(whole(shared(images[ranks.share(count)]), ranks, count)).backward()
+    for one, other in zip(plain.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(torch.stack(ranks.gather(other.grad)).mean(0), one.grad, rtol=1e-9, atol=1e-9)
+    for one, other in zip(plain.buffers(), shared.buffers(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
 
 
 class Own:
@@ -114,8 +139,13 @@ def main() -> int:
         with joined() as ranks:
             if what == "everything":
                 equal(folder, ranks)
+                for count in (1, 2, 5, 8):
+                    exact(ranks, count)
                 graph(folder, ranks)
                 curve(folder, ranks)
+            elif what == "exact":
+                for count in (1, 2, 5, 8):
+                    exact(ranks, count)
             elif what == "curve":
                 curve(folder, ranks, *sys.argv[3:])
             else:

@@ -38,7 +38,8 @@ def start(*command: str) -> subprocess.CompletedProcess[str]:
 def worst(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
     """Return the largest relative difference of loss and filter loss over the epochs."""
     assert len(one) == len(other) > 0
-    return max(abs(a[key] - b[key]) / abs(a[key]) for a, b in zip(one, other, strict=True) for key in ("loss", "filter_loss"))  # fmt: skip
+    pairs = [(a[key], b[key]) for a, b in zip(one, other, strict=True) for key in ("loss", "filter_loss")]
+    return max(abs(a - b) / abs(a) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
