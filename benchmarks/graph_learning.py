@@ -74,12 +74,7 @@ def main() -> None:
     slower = against_loops()
     print(f"one E-step and search, 28 x 28 cells, 40 nodes: plain loops take {slower:.0f} times as long\n")
     source = MadeUp(options.pictures, options.share)
-    layers = tuple(
-        LayerPlan(str(place), filters // options.share, _grid(cells), nodes)
-        for place, (cells, filters, nodes) in enumerate(LAYERS)
-    )
-    plan = GraphPlan(np.arange(options.pictures), np.zeros(0, np.int64), tuple(None for _ in layers))
-    job = GraphJob(layers=layers, graphs=(plan,), size=(SIDE, SIDE), threads=options.threads)
+    job = made_up_job(options.pictures, options.share, options.threads)
     before, began, wall = _peak(), time.process_time(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         graph = learn_graph(job, source, Workspace(Path(folder) / "blocks"))
@@ -87,12 +82,22 @@ def main() -> None:
     print("| pictures | filters | nodes | CPU minutes | all filters, CPU minutes | cache GB | memory GB | before GB |")
     print("|---|---|---|---|---|---|---|---|")
     print(
-        f"| {options.pictures} | {' + '.join(str(layer.filters) for layer in layers)}"
+        f"| {options.pictures} | {' + '.join(str(layer.filters) for layer in job.layers)}"
         f" | {sum(int((layer.filter >= 0).sum()) for layer in graph.layers)} | {seconds / 60:.2f}"
         f" | {seconds / 60 * options.share:.1f} | {float(graph.settings['cache_bytes']) / 1e9:.2f}"
         f" | {_peak():.2f} | {before:.2f} |"
     )
     print(f"\n{wall:.0f} s by the clock, of which {source.seconds:.0f} s of CPU made the maps up")
+
+
+def made_up_job(pictures: int, share: int, threads: int) -> GraphJob:
+    """Return the job of learning one graph of the made-up maps."""
+    layers = tuple(
+        LayerPlan(str(place), filters // share, _grid(cells), nodes)
+        for place, (cells, filters, nodes) in enumerate(LAYERS)
+    )
+    plan = GraphPlan(np.arange(pictures), np.zeros(0, np.int64), tuple(None for _ in layers))
+    return GraphJob(layers=layers, graphs=(plan,), size=(SIDE, SIDE), threads=threads)
 
 
 def against_loops(pictures: int = 2, cells: int = 28, nodes: int = 40) -> float:

@@ -21,11 +21,12 @@ from training.creatures import creatures
 from training.data import Batches
 from training.explanatory_graph import learn_graph
 from training.feature_cache import Maps
+from training.find_features import class_features
 from training.graph_blocks import Workspace
 from training.graph_job import GraphJob, GraphPlan, LayerPlan
 from training.graph_maps import SharedMaps
 from training.job import Job, read_job
-from training.loop import class_features, learn
+from training.loop import learn
 from training.ranks import Ranks, joined
 from training.shared_norm import share_norms
 from training.start import build
