@@ -42,6 +42,8 @@ from training.tasks import activation, label_figures, posed
 from training.watch import watching
 from training.weights import read_weights
 
+log = logging.getLogger("pellucid.training")
+
 PROGRAM = "pellucid-train"
 PROOF_PICTURES = 32
 
@@ -133,6 +135,8 @@ def _learned(options: argparse.Namespace, ranks: Ranks) -> _Run:
     """Learn as the job says."""
     if not ranks.first:
         logging.getLogger("pellucid").setLevel(logging.WARNING)
+    if ranks.count > 1:
+        log.info("%d processes share this run", ranks.count)
     job = read_job(options.job, options.overrides)
     pictures = posed(load(job.data, job.train.seed), job)
     train, test = pictures.of_split("train"), pictures.of_split("test")

@@ -129,6 +129,11 @@ def _meet() -> Ranks:
             f"the processes of this run cannot meet: {_line(error)}; start it with torchrun or accelerate launch, or"
             " unset WORLD_SIZE to run in one process"
         ) from None
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise RanksError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {state.num_processes} process was found: LOCAL_RANK is not"
+            " set; start the run with torchrun or accelerate launch, or unset WORLD_SIZE to run in one process"
+        )
     return Ranks(state.process_index, state.num_processes)
 
 
