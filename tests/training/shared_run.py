@@ -40,20 +40,31 @@ OPTIONS = [
     *("--train.epochs=7", "--train.batch_size=16", "--train.learning_rate=1e-4", "--train.threads=1"),
     *("--train.ema=0.5", "--train.filter_weight=0.2", "--head.epochs=1", "--head.learning_rate=1e-5"),
 ]
+ONE_LAYER = "--model.interpretable_layers="
+VARIANTS = {
+    "code": ("--train.filter_loss=code",),
+    "paper": ("--train.filter_loss=paper",),
+    "mi": ("--train.filter_loss=mi",),
+    "groups": ("--train.filter_loss=groups",),
+    "gates": ("--train.filter_loss=gates", ONE_LAYER),
+    "logistic": ("--train.loss=logistic", "--train.filter_classes=balanced", "--head.distil=1", "--head.train=head"),
+    "without normalisation": ("--train.augment=crop", "--model.backbone=alexnet", "--data.size=64", ONE_LAYER),
+}
 
 
 def job(folder: Path, *overrides: str) -> Job:
     return read_job(ROOT / "examples" / "creatures.toml", [*OPTIONS, f"--output={folder}", *overrides])
 
 
-def splits() -> tuple[Batches, Batches]:
-    drawn = creatures(44, size=SIZE)
-    return Batches(drawn.of_split("train"), SIZE), Batches(drawn.of_split("test"), SIZE)
+def splits(size: int = SIZE) -> tuple[Batches, Batches]:
+    drawn = creatures(44, size=size)
+    return Batches(drawn.of_split("train"), size), Batches(drawn.of_split("test"), size)
 
 
 def curve(folder: Path, ranks: Ranks, *overrides: str) -> None:
     """Learn, and write down what was learned; each process has an output folder of its own."""
-    network, selection, history = learn(job(folder / str(ranks.number), *overrides), *splits(), 8, ranks=ranks)
+    asked = job(folder / str(ranks.number), *overrides)
+    network, selection, history = learn(asked, *splits(asked.data.size), 8, ranks=ranks)
     if ranks.first:
         state = {"network": network.state_dict(), "sets": selection.sets.tolist(), "epochs": history.epochs}
         torch.save(state, folder / "learned.pt")
@@ -147,8 +158,11 @@ def main() -> int:
             elif what == "exact":
                 for count in (1, 2, 5, 8):
                     exact(ranks, count)
-            elif what == "curve":
-                curve(folder, ranks, *sys.argv[3:])
+            elif what == "variants":
+                for name, options in VARIANTS.items():
+                    curve(folder / name, ranks, *options)
+            elif what == "bfloat16":
+                curve(folder / what, ranks, "--train.precision=bfloat16")
             else:
                 killed(folder, ranks)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, random_pictures, tiny_plain
 from tests.training import shared_run
 from training import checkpoint
 from training.loop import learn
@@ -119,28 +119,19 @@ def test_shares_are_all_items_in_order_and_nearly_equal(items: int, count: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "bound"),
-    [
-        (("--train.precision=bfloat16",), 2e-2),
-        (("--train.filter_loss=code",), 1e-4),
-        (("--train.filter_loss=paper",), 1e-4),
-        (("--train.filter_loss=mi",), 1e-4),
-        (("--train.filter_loss=groups",), 1e-4),
-        (("--train.filter_loss=gates", "--model.interpretable_layers="), 1e-4),
-        (("--train.loss=logistic", "--train.filter_classes=balanced", "--head.distil=1", "--head.train=head"), 1e-4),
-        (("--train.augment=crop", "--model.backbone=alexnet", "--data.size=64", "--model.interpretable_layers="), 1e-4),
-    ],
-)
-def test_it_holds_for_every_filter_loss_and_in_bfloat16(tmp_path: Path, options: tuple[str, ...], bound: float) -> None:
-    shared_run.curve(tmp_path, ALONE, *options)
-    one = torch.load(tmp_path / "learned.pt")
-    run = start(*TORCHRUN, "tests.training.shared_run", "curve", str(tmp_path), *options)
-    assert run.returncode == 0, run.stderr[-3000:]
-    two = torch.load(tmp_path / "learned.pt")
-    gap = worst(one["epochs"], two["epochs"])
-    print(f"{options}: {gap:.1e}")
-    assert gap < bound
+@pytest.mark.parametrize(("what", "bound"), [("variants", 1e-4), ("bfloat16", 0.1)])
+def test_it_holds_for_every_filter_loss_and_in_bfloat16(tmp_path: Path, what: str, bound: float) -> None:
+    """Each in processes of its own: accelerate's choice of precision is for good."""
+    for name, launcher in (("one", (sys.executable, "-m")), ("two", TORCHRUN)):
+        run = start(*launcher, "tests.training.shared_run", what, str(tmp_path / name))
+        assert run.returncode == 0, run.stderr[-3000:]
+    gaps = {}
+    for path in sorted((tmp_path / "one").glob("*/learned.pt")):
+        one, two = (torch.load(tmp_path / name / path.parent.name / path.name) for name in ("one", "two"))
+        gaps[path.parent.name] = worst(one["epochs"], two["epochs"])
+    print("worst relative differences:", {name: f"{gap:.1e}" for name, gap in gaps.items()})
+    assert gaps
+    assert max(gaps.values()) < bound
 
 
 def whole_job(folder: Path) -> list[str]:
@@ -159,6 +150,19 @@ def test_accelerate_launches_the_same_job_file(tmp_path: Path) -> None:
     names = [sorted(path.name for path in (tmp_path / run / "creatures" / "1").iterdir()) for run in ("one", "two")]
     assert names[0] == names[1] == ["model.onnx", "report.json", "weights.safetensors"]
     assert run.stdout.split()[3:5] == single.stdout.split()[3:5]  # the accuracy
+
+
+@pytest.mark.slow
+def test_the_graph_command_writes_the_same_file(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(tiny_plain())
+    random_pictures(90).save(tmp_path / "pictures.npz")
+    command = ["training", "graph", str(tmp_path / "net.onnx"), "--data", str(tmp_path / "pictures.npz")]
+    for name, launcher in (("one", (sys.executable, "-m")), ("two", TORCHRUN)):
+        run = start(*launcher, *command, "--output", str(tmp_path / f"{name}.npz"))
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert run.stdout.count("learned from 60 pictures") == 1
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    assert not list(tmp_path.glob(".*.blocks"))
 
 
 @pytest.mark.slow
