@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -25,6 +26,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _STORE_SECONDS = 3.0
+_GONE = (
+    "another process of this run is gone, or the launcher ends it, and this one ends with it; what is whole was kept,"
+    " and the same command with --resume goes on from there"
+)
 _LOST = ("gloo", "closed by peer", "reset by peer", "broken pipe", "timed out waiting", "nccl")
 
 
@@ -99,7 +104,7 @@ def joined() -> Iterator[Ranks]:
     if size == "1":
         yield ALONE
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are left whole
+    before = signal.signal(signal.SIGTERM, _ended)
     try:
         yield _meet()
         dist.destroy_process_group()
@@ -113,12 +118,14 @@ def joined() -> Iterator[Ranks]:
         if not _is_loss(error):
             raise
         _leave_to_others(1)
-        raise RanksError(
-            "another process of this run is gone, and this one ends with it; what is whole was kept, and the same"
-            f" command with --resume goes on from there ({_line(error)})"
-        ) from None
+        raise RanksError(f"{_GONE} ({_line(error)})") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    """Stop where the launcher says so, as after an error, so that files are left whole."""
+    raise RanksError(_GONE)
 
 
 def _meet() -> Ranks:
@@ -144,6 +151,7 @@ def _is_loss(error: RuntimeError) -> bool:
 
 def _leave_to_others(code: int) -> None:
     """End the process silently if another one has told of an error already."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends as it is
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not address or not port:
         return

@@ -37,7 +37,7 @@ SIZE = 48
 # 33 pictures in batches of 16, 16 and 1: shares of 8 and 8, and of 0 and 1.
 OPTIONS = [
     *("--data.size=48", "--model.filters=8", "--model.interpretable_layers=layer2", "--model.beta=per-filter"),
-    *("--train.epochs=7", "--train.batch_size=16", "--train.learning_rate=1e-4", "--train.threads=1"),
+    *("--train.epochs=7", "--train.batch_size=16", "--train.learning_rate=3e-5", "--train.threads=1"),
     *("--train.ema=0.5", "--train.filter_weight=0.2", "--head.epochs=1", "--head.learning_rate=1e-5"),
 ]
 ONE_LAYER = "--model.interpretable_layers="
@@ -160,7 +160,7 @@ def main() -> int:
                     exact(ranks, count)
             elif what == "variants":
                 for name, options in VARIANTS.items():
-                    curve(folder / name, ranks, *options)
+                    curve(folder / name, ranks, "--train.epochs=1", *options)
             elif what == "bfloat16":
                 curve(folder / what, ranks, "--train.precision=bfloat16")
             else:

@@ -119,9 +119,14 @@ def test_shares_are_all_items_in_order_and_nearly_equal(items: int, count: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "bound"), [("variants", 1e-4), ("bfloat16", 0.1)])
-def test_it_holds_for_every_filter_loss_and_in_bfloat16(tmp_path: Path, what: str, bound: float) -> None:
-    """Each in processes of its own: accelerate's choice of precision is for good."""
+@pytest.mark.parametrize("what", ["variants", "bfloat16"])
+def test_it_holds_for_every_filter_loss_and_in_bfloat16(tmp_path: Path, what: str) -> None:
+    """Each in processes of its own: accelerate's choice of precision is for good.
+
+    What is rounded more coarsely drifts more; so does mutual information, in one process too when the pictures of a
+    batch are added up in another order.
+    """
+    bounds = {"mi": 1e-2, "bfloat16": 0.1}
     for name, launcher in (("one", (sys.executable, "-m")), ("two", TORCHRUN)):
         run = start(*launcher, "tests.training.shared_run", what, str(tmp_path / name))
         assert run.returncode == 0, run.stderr[-3000:]
@@ -131,7 +136,7 @@ def test_it_holds_for_every_filter_loss_and_in_bfloat16(tmp_path: Path, what: st
         gaps[path.parent.name] = worst(one["epochs"], two["epochs"])
     print("worst relative differences:", {name: f"{gap:.1e}" for name, gap in gaps.items()})
     assert gaps
-    assert max(gaps.values()) < bound
+    assert not {name: gap for name, gap in gaps.items() if gap >= bounds.get(name, 1e-4)}
 
 
 def whole_job(folder: Path) -> list[str]:
