@@ -25,7 +25,7 @@ from analyzers.progress import track
 from analyzers.runtime import RUNTIME, open_session
 from analyzers.smaller import Run, named, openvino_runner, runner
 
-CALIBRATION_PICTURES = 256
+CALIBRATION_PICTURES = 128
 BATCH = 32
 
 

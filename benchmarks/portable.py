@@ -52,6 +52,7 @@ FIGURES = (
 CHOICES = {
     "as it is": (Scheme(), CALIBRATION_PICTURES),
     "64 pictures": (Scheme(), 64),
+    "256 pictures": (Scheme(), 256),
     "1024 pictures": (Scheme(), 1024),
     "percentile": (Scheme(method="percentile"), CALIBRATION_PICTURES),
     "entropy": (Scheme(method="entropy"), CALIBRATION_PICTURES),
