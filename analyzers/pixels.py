@@ -28,6 +28,11 @@ _MAX_TEXTS = 16
 _MAX_CHUNKS = 1 << 16
 PngImagePlugin.MAX_TEXT_CHUNK = 1 << 16
 
+# A JPEG's profiles, previews and comments are kept three times over by the decoder, which uses none of them.
+_JPEG = b"\xff\xd8"
+_SCAN, _EXIF, _ADOBE = 0xDA, 0xE1, 0xEE
+_UNUSED = frozenset((*range(0xE1, 0xF0), 0xFE)) - {_ADOBE}
+
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
@@ -71,6 +76,8 @@ def decode(
         raise InvalidInputError(field, "is empty; expected the bytes of a JPEG, PNG or WebP file")
     if encoded.startswith(_PNG):
         encoded = _without_long_texts(encoded)
+    elif encoded.startswith(_JPEG):
+        encoded = _without_profiles(encoded)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `max_pixels` decides, and what cannot be decoded raises
@@ -119,6 +126,23 @@ def _without_long_texts(png: bytes) -> bytes:
                 start = min(end, len(png))
         place = end
     return b"".join((*kept, memoryview(png)[start:])) if start else png
+
+
+def _without_profiles(jpeg: bytes) -> bytes:
+    """Return a JPEG without what is neither pixels nor orientation, if that is much; a damaged one as it is."""
+    kept, start, place, dropped, exifs = [], 0, len(_JPEG), 0, 0
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF and jpeg[place + 1] != _SCAN:
+        if (kind := jpeg[place + 1]) == 0xFF:  # markers may be filled up with any number of these
+            place += 1
+            continue
+        end = place + 2 + struct.unpack_from(">H", jpeg, place + 2)[0]
+        exif = kind == _EXIF and jpeg.startswith(b"Exif\0\0", place + 4)
+        exifs += exif
+        if kind in _UNUSED and not (exif and exifs <= _MAX_TEXTS) and end <= len(jpeg):
+            kept.append(memoryview(jpeg)[start:place])
+            start, dropped = end, dropped + end - place
+        place = end
+    return b"".join((*kept, memoryview(jpeg)[start:])) if dropped > _MAX_TEXT_BYTES else jpeg
 
 
 def _lacks_rows(image: Image.Image, png: bytes) -> bool:

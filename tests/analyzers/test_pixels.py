@@ -8,10 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from analyzers.errors import InvalidInputError
-from analyzers.pixels import decode, to_model_input
+from analyzers.pixels import _without_profiles, decode, to_model_input
 
 GRADIENT = np.arange(6 * 10 * 3, dtype=np.uint8).reshape(6, 10, 3)
 
@@ -149,6 +149,33 @@ def test_half_a_file_is_refused_as_truncated(kind: str) -> None:
     data = encode(Image.fromarray(noise), kind)
     with pytest.raises(InvalidInputError, match="the file is damaged or truncated"):
         decode(data[: len(data) // 2], 8, 8)
+
+
+def segment(kind: int, body: bytes) -> bytes:
+    return bytes((0xFF, kind)) + struct.pack(">H", len(body) + 2) + body
+
+
+def test_profiles_previews_and_comments_of_a_jpeg_are_left_out_and_what_says_how_to_read_it_is_not() -> None:
+    random = np.random.default_rng(5)
+    buffer, turned = io.BytesIO(), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    picture = Image.fromarray(random.integers(0, 256, (24, 40, 3), np.uint8))
+    picture.save(buffer, "JPEG", keep_rgb=True, exif=turned)  # without its Adobe segment it would be read as YCbCr
+    plain = buffer.getvalue()
+    plain = plain[:2] + segment(0xEE, b"Adobe\0\x64\0\0\0\0\0") + plain[2:]
+    body = bytes(60_000)
+    large = b"".join(segment(kind, b"ICC_PROFILE\0\1\1" + body) for kind in (0xE2, 0xFE, 0xE1, 0xED) * 20)
+    heavy = plain[:2] + b"\xff" + large + plain[2:]
+    assert len(_without_profiles(heavy)) < len(plain) + 10
+    found, expected = decode(heavy, 40, 24), decode(plain, 40, 24)
+    assert np.array_equal(found.pixels, expected.pixels)
+    assert (found.source_width, found.source_height) == (24, 40)
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff", b"\xff\xe2", b"\xff\xe2\0\0", b"\xff\xe2\xff\xff", b"\xff" * 50])
+def test_a_jpeg_that_ends_within_a_segment_is_left_to_the_decoder(end: bytes) -> None:
+    file = b"\xff\xd8" + end
+    assert _without_profiles(file) == file
 
 
 def test_damaged_exif_is_no_reason_to_warn_or_to_refuse() -> None:
