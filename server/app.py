@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -159,10 +160,11 @@ async def serve(
     workers = Workers(settings.workers)
     decoders = ThreadPoolExecutor(settings.workers, "decode")
     repository = open_repository(settings, workers, drift=publish is not None)
+    _forget_what_loading_left()
     gate = Gate(limits_of(settings))
     server = make_server(settings)
     limits = Limits(settings.max_images, settings.max_pixels)
-    inference = InferenceService(repository, limits, settings, decoders, admit=gate.admit)
+    inference = InferenceService(repository, limits, settings, decoders, admit=gate.admit, crowded=gate.crowded)
     add_service(server, Servicer(repository, limits, decoders), gate, calls.watched)
     add_open_inference(server, inference, gate, calls.watched)
     healthy, watchers = Health(SERVICE, OPEN_INFERENCE), Gate(limits_of(settings))  # asked however busy the rest is
@@ -186,6 +188,12 @@ async def serve(
     decoders.shutdown(cancel_futures=True)
     if traces is not None:
         await asyncio.to_thread(traces.close)
+
+
+def _forget_what_loading_left() -> None:
+    """Let the garbage collector leave alone what stays for good; what comes and goes is then found sooner."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _poll(repository: Repository, seconds: float) -> None:

@@ -142,6 +142,8 @@ class Batcher:
         except asyncio.CancelledError:
             self._abandon(work)
             raise
+        finally:
+            del work  # a failed future, its traceback and this frame would hold each other, pictures and model included
         return answer
 
     @property
@@ -236,11 +238,15 @@ class Batcher:
         _settle(settled)
         if self._watch is not None and outputs and not any(work.made_up for work in batch.works):
             self._watch(outputs)
+        del settled  # as in `run`
+        batch.works.clear()
 
     def _account(self, batch: _Batch, started: float, ended: float, *, failed: bool) -> None:
         done = time.monotonic()
         with self._workers.lock:
             self._running -= 1
+            for work in batch.works:
+                work.batch = None  # they would hold each other until the garbage collector comes by
             if not failed:
                 each = (ended - started) / batch.pictures
                 self._seconds = each if not self._seconds else 0.8 * self._seconds + 0.2 * each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from server.errors import DETAILS_KEY, INTERNAL_TEXT, Failure, OverloadedError, 
 
 log = logging.getLogger("pellucid.server")
 
+CROWDED_SECONDS = 0.1
 LARGE_BYTES = 1 << 20  # parsing more than this would hold up the others for milliseconds
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -59,6 +61,11 @@ class Gate:
         self.idle.set()
         self._requests = 0
         self._bytes = 0
+        self._last_single = -CROWDED_SECONDS
+
+    def crowded(self) -> bool:
+        """Whether calls with one request each come beside streams, or did a moment ago."""
+        return time.monotonic() - self._last_single < CROWDED_SECONDS
 
     @property
     def requests(self) -> int:
@@ -66,8 +73,8 @@ class Gate:
         return self._requests
 
     @contextmanager
-    def admit(self, size: int) -> Iterator[None]:
-        """Count a call of so many bytes while it is under way.
+    def admit(self, size: int, *, single: bool = False) -> Iterator[None]:
+        """Count a call of so many bytes while it is under way, a single one or one of a stream.
 
         Raises:
             OverloadedError: too many are.
@@ -78,6 +85,8 @@ class Gate:
             raise OverloadedError(0.1, f"calls of {self._bytes} bytes are under way already; try again later")
         self._requests += 1
         self._bytes += size
+        if single:
+            self._last_single = time.monotonic()
         self.idle.clear()
         try:
             yield
@@ -124,7 +133,7 @@ def unary(
     async def handle(data: bytes, context: Context) -> bytes:
         try:
             left = context.time_remaining()
-            with gate.admit(len(data)):
+            with gate.admit(len(data), single=True):
                 async with within(min(gate.limits.max_seconds, gate.limits.max_seconds if left is None else left)):
                     return _bytes(await method(await parse(request_type, data)))
         except Exception as error:

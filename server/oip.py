@@ -33,6 +33,7 @@ from server.oip_request import MAX_ID, SMALL_BYTES, read_images, read_question, 
 from server.oip_response import answer, failed_in_stream, in_stream
 from server.oip_stream import answer_in_order
 from server.request import Images, Limits
+from server.turns import Turns
 
 if TYPE_CHECKING:
     from server.model import ExplainedModel
@@ -94,6 +95,7 @@ class InferenceService:
         settings: the server's.
         decoders: threads that decode pictures and read what is large.
         admit: counts a stream's request of so many bytes while it is under way, and may refuse it.
+        crowded: whether others ask beside the streams, for whom these are to leave room.
 
     Attributes:
         ready: what ServerReady answers; to be cleared when the server is told to stop.
@@ -107,6 +109,7 @@ class InferenceService:
         decoders: Executor,
         *,
         admit: Callable[[int], AbstractContextManager[object]] = nullcontext,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         self.ready = True
         self._admit = admit
@@ -114,8 +117,8 @@ class InferenceService:
         self._limits = limits
         self._settings = settings
         self._decoders = decoders
-        # Enough to fill one batch while another runs; more would only let streams crowd out single calls.
-        self._turns = asyncio.Semaphore(max(STREAM_REQUESTS, 2 * settings.max_batch))
+        # Enough to fill one batch while another runs, or just to keep the workers busy.
+        self._turns = Turns(max(STREAM_REQUESTS, 2 * settings.max_batch), 1 + settings.workers, crowded)
 
     def methods(self) -> dict[str, Unary | Stream]:
         """Return every call of the service by name."""

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from typing import Any
 
+from server.turns import Turns
+
 
 async def answer_in_order(
     requests: AsyncIterable[bytes],
     answer: Callable[[bytes], Coroutine[Any, Any, bytes]],
     at_a_time: int,
-    turns: asyncio.Semaphore,
+    turns: Turns,
 ) -> AsyncGenerator[bytes]:
     """Yield the answer to each request.
 
@@ -21,8 +23,7 @@ async def answer_in_order(
         requests: what arrives.
         answer: answers one of them.
         at_a_time: how many may be under way, those included whose answer has not been taken yet.
-        turns: how many of all streams together may be under way. Streams take them one by one, first come first
-            served, so that many of them are no heavier for everybody else than one is.
+        turns: how many of all streams together may be under way.
     """
     room = asyncio.Semaphore(at_a_time)
     under_way: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
@@ -31,9 +32,9 @@ async def answer_in_order(
         try:
             await room.acquire()
             async for request in requests:
-                await turns.acquire()
+                await turns.take()
                 task = asyncio.create_task(answer(request))
-                task.add_done_callback(lambda _: turns.release())
+                task.add_done_callback(lambda _: turns.give_back())
                 under_way.put_nowait(task)
                 await room.acquire()
         finally:

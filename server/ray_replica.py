@@ -116,7 +116,9 @@ class Replica:
             raise RepositoryError(f"no model below {settings.repository} is ready; the log above says why")
         gate, watchers = Gate(limits_of(settings)), Gate(limits_of(settings))
         limits = Limits(settings.max_images, settings.max_pixels)
-        inference = InferenceService(self._repository, limits, settings, decoders, admit=gate.admit)
+        inference = InferenceService(
+            self._repository, limits, settings, decoders, admit=gate.admit, crowded=gate.crowded
+        )
         self._handlers = Handlers()
         add_service(self._handlers.server, Servicer(self._repository, limits, decoders), gate)
         add_open_inference(self._handlers.server, inference, gate)

@@ -63,6 +63,7 @@ class Workers:
                 body()
             except Exception:  # a batch settles its own errors; this is the last resort
                 log.exception("a run failed outside of its batch")
+            del body  # and with it the last batch, which would stay until there is another
             with self.lock:
                 self._busy -= 1
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -329,3 +331,33 @@ def test_statistics_count_what_was_answered_and_in_which_batches(model: FakeMode
         assert {size: infer.count for size, (infer, _) in counts.batches.items()} == {1: 1, 2: 1}
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_request_held_is_let_go_of_at_once_whether_it_was_answered_or_not(
+    model: FakeModel, workers: Workers, fails: bool
+) -> None:
+    model.fail = fails
+    batcher = batcher_of(model, workers)
+
+    async def ask() -> weakref.ref[np.ndarray]:
+        images = pictures(1, 2)
+        try:
+            await batcher.run(images, ["score"], lambda outputs, start: float(outputs["score"][start]))
+        except ModelError:
+            assert fails
+        return weakref.ref(images)
+
+    async def held() -> bool:
+        left = await ask()
+        for _ in range(100):  # the worker may be about to let go of it
+            if left() is None:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    gc.disable()
+    try:
+        assert not asyncio.run(held())
+    finally:
+        gc.enable()

@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from server.oip_messages import SERVICE, oip
 from server.oip_stream import answer_in_order
+from server.turns import Turns
 from tests.server.test_oip_infer import FLOATS, PICTURES, encoded, given
 
 
@@ -107,13 +108,17 @@ async def of(*requests: bytes, then: Exception | None = None) -> AsyncIterator[b
         raise then
 
 
+def room(most: int) -> Turns:
+    return Turns(most, 1)
+
+
 def test_answers_keep_the_order_of_requests_whichever_is_ready_first() -> None:
     async def later_ones_first(request: bytes) -> bytes:
         await asyncio.sleep(0.02 / (1 + int(request)))
         return request
 
     async def ask() -> list[bytes]:
-        return [one async for one in answer_in_order(of(b"0", b"1", b"2"), later_ones_first, 3, asyncio.Semaphore(3))]
+        return [one async for one in answer_in_order(of(b"0", b"1", b"2"), later_ones_first, 3, room(3))]
 
     assert asyncio.run(ask()) == [b"0", b"1", b"2"]
 
@@ -136,7 +141,7 @@ def test_as_many_requests_are_under_way_as_may_be_and_no_more() -> None:
         return request
 
     async def ask() -> int:
-        answers = answer_in_order(source(), slow, 4, asyncio.Semaphore(9))
+        answers = answer_in_order(source(), slow, 4, room(9))
         await anext(answers)
         await asyncio.sleep(0.02)  # nothing is taken from us meanwhile
         unread = len(taken)
@@ -160,12 +165,12 @@ def test_many_streams_together_have_no_more_under_way_than_one_and_take_turns() 
         under_way -= 1
         return request
 
-    async def stream(number: int, turns: asyncio.Semaphore) -> int:
+    async def stream(number: int, turns: Turns) -> int:
         requests = of(*[b"%d" % number] * 10)
         return len([one async for one in answer_in_order(requests, slow, 16, turns)])
 
     async def ask() -> list[int]:
-        turns = asyncio.Semaphore(4)
+        turns = room(4)
         return await asyncio.gather(*(stream(number, turns) for number in range(8)))
 
     assert asyncio.run(ask()) == [10] * 8
@@ -178,7 +183,7 @@ def test_streams_whose_answers_nobody_takes_keep_no_turn() -> None:
         return request
 
     async def ask() -> bytes:
-        turns = asyncio.Semaphore(2)
+        turns = room(2)
         stuck = [answer_in_order(of(*[b"0"] * 30), echo, 5, turns) for _ in range(3)]
         for one in stuck:
             await anext(one)
@@ -198,7 +203,7 @@ def test_what_ends_the_requests_ends_the_stream_once_all_that_came_is_answered()
         return request
 
     async def ask() -> None:
-        answers = answer_in_order(of(b"0", b"1", then=ConnectionError("gone")), echo, 3, asyncio.Semaphore(3))
+        answers = answer_in_order(of(b"0", b"1", then=ConnectionError("gone")), echo, 3, room(3))
         assert [await anext(answers), await anext(answers)] == [b"0", b"1"]
         with pytest.raises(ConnectionError):
             await anext(answers)
@@ -220,7 +225,7 @@ def test_a_stream_that_is_left_cancels_what_is_under_way() -> None:
         return request
 
     async def ask() -> None:
-        answers = answer_in_order(of(b"0", b"1", b"2"), endless, 3, asyncio.Semaphore(3))
+        answers = answer_in_order(of(b"0", b"1", b"2"), endless, 3, room(3))
         await anext(answers)
         await asyncio.sleep(0.01)
         await answers.aclose()
