@@ -6,7 +6,8 @@ Each server is started once with the same models; then, round by round and in an
 same load alone. `/ without` is the median over the rounds of each round's ratio; `without, again` is a second server
 without anything, so that its distance from 1 is what a difference of that size means. While a server with metrics is
 measured it is scraped once a second, fifteen times as often as Prometheus does by default. The collector that traces go
-to is one of ours in a process of its own, that reads and forgets them.
+to is one of ours in a process of its own, that reads and forgets them. With several processes a server's rate depends on how
+the kernel happens to share out the client's connections, by more than any of this costs.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where models and logs are kept; a temporary one if left out")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--scale", type=float, default=1.0, help="how many times as long a measurement takes")
-    parser.add_argument("--processes", type=int, default=CORES, help="of each server (default: as many as cores)")
+    parser.add_argument("--processes", type=int, default=1, help="of each server (default 1)")
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help=f"calls at a time (default {CONCURRENCY})")
     parser.add_argument("--only", choices=SERVED, nargs="+", default=["resnet20-32"], help="networks")
     options = parser.parse_args()

@@ -62,7 +62,7 @@ def serve_alone(settings: Settings, announce: Announce) -> int:
 
 
 def run_loop(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end on uvloop, which takes a sixth less of the processor a call; on asyncio's loop where it is not."""
+    """Run to the end on uvloop, which answers a twelfth more small calls; on asyncio's own loop where there is none."""
     try:
         import uvloop
     except ImportError:  # it does not exist for every system
