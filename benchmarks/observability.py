@@ -6,8 +6,8 @@ Each server is started once with the same models; then, round by round and in an
 same load alone. `/ without` is the median over the rounds of each round's ratio; `without, again` is a second server
 without anything, so that its distance from 1 is what a difference of that size means. While a server with metrics is
 measured it is scraped once a second, fifteen times as often as Prometheus does by default. The collector that traces go
-to is one of ours in a process of its own, that reads and forgets them. With several processes a server's rate depends on
-how the kernel happens to share out the client's connections, by more than any of this costs.
+to is one of ours in a process of its own, that reads and forgets them. With several processes a server's rate depends
+on how the kernel happens to share out the client's connections, by more than any of this costs.
 """
 
 from __future__ import annotations

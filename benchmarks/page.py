@@ -136,7 +136,7 @@ how many times as many ours answered in the same minutes: with the very same byt
 
 {peers_table(peers)}
 
-![Requests a second of each server as a share of what ours answered in the same minutes, 32 callers, a panel for each network](peers.png)
+![Requests a second of each server, as a share of ours in the same minutes, a panel for each network](peers.png)
 
 ## ONNX Runtime alone
 The same file in a bare loop on all cores (on one beside a single caller), no server at all. Requests a second and their
