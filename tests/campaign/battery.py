@@ -15,6 +15,7 @@ from tests.campaign.battery_health import HEALTH_CASES
 from tests.campaign.battery_inputs import INPUT_CASES
 from tests.campaign.battery_models import MODEL_CASES
 from tests.campaign.battery_stream import STREAM_CASES
+from tests.campaign.models import slowed
 from tests.campaign.outcome import Outcome, outcome
 from tests.campaign.serving import Served, served
 from tests.campaign.wire import OPTIONS, Reply, offences
@@ -27,6 +28,7 @@ CASES: tuple[Case, ...] = (
     *HEALTH_CASES,
     *EXPLAIN_CASES,
 )
+SLOW_PRODUCTS = 40  # a run of a tenth of a second or more
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,12 @@ class Bench:
 
 @contextmanager
 def bench() -> Iterator[Bench]:
-    """Start the servers of the battery, each with a good and a damaged model."""
+    """Start the servers of the battery, each with a good and a damaged model; one has a slow one, too."""
     good = explain_tiny()[2].SerializeToString(deterministic=True)
     models = {"tiny": good, "damaged": good.replace(b"Conv", b"Co\xffv"), "spare": good}
+    slow = slowed(SLOW_PRODUCTS)
     strict = ("--max-request-bytes", "100000", "--max-images", "8")
-    with served(models, "--model-control") as one, served(models, *strict) as other:
+    with served(models | {"slow": slow}, "--model-control") as one, served(models, *strict) as other:
         servers = {"open": one, "strict": other}
         channels = {name: grpc.insecure_channel(server.address, OPTIONS) for name, server in servers.items()}
         try:

@@ -183,7 +183,12 @@ NOTHING = (
     case("log settings", "LogSettings", b"", "UNIMPLEMENTED"),
     case("an unknown method", "ModelDream", b"", "UNIMPLEMENTED", explained=False),
     Case("an unknown service", sent("/nobody.Service/Call", b""), ("UNIMPLEMENTED",), explained=False),
-    Case("an expired deadline", sent(OIP + "ModelInfer", floats(), -1.0), ("DEADLINE_EXCEEDED",), explained=False),
+    Case(
+        "a deadline in the middle of a run",
+        sent(OIP + "ModelInfer", floats(model="slow"), 0.05),
+        ("DEADLINE_EXCEEDED",),
+        explained=False,
+    ),
     inferred(
         "a message over the limit",
         floats(id="x" * 200_000),

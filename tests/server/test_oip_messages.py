@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 
 import grpc
 import pytest
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2
 
@@ -40,6 +45,43 @@ def messages(of: dict[str, Descriptor]) -> Iterator[Descriptor]:
     for message in of.values():
         yield message
         yield from messages(message.nested_types_by_name)
+
+
+IN_THE_COLLECTOR = """
+import gc, weakref
+import numpy as np
+from server.oip_messages import oip
+
+gc.collect()
+gc.disable()
+kept, cycle = [], [np.zeros(1)]
+def use(_):
+    kept.append(oip.ModelInferRequest.FromString(b"\\x2a\\x03\\x0a\\x01a").inputs[0])
+
+alarm = weakref.ref(cycle[0], use)  # an array is no container: its end comes while the collector takes things apart
+cycle.append(cycle)
+use(None)
+kept.clear()
+del cycle
+gc.collect()
+assert kept, "nothing was used while the collector was at work"
+oip.ModelInferRequest.InferInputTensor(name="image")
+"""
+
+
+def test_messages_may_be_used_while_the_garbage_collector_is_at_work() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THE_COLLECTOR], check=False, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", [OURS, explain_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
+def test_every_class_of_messages_is_there_for_good(file: FileDescriptor) -> None:
+    classes = {one.full_name: weakref.ref(GetMessageClass(one)) for one in messages(dict(file.message_types_by_name))}
+    gc.collect()
+    assert classes
+    assert [name for name, found in classes.items() if found() is None] == []
 
 
 def test_every_field_has_the_number_and_type_that_other_clients_know() -> None:
