@@ -6,6 +6,7 @@ import os
 import sys
 
 from analyzers import cli
+from server.memory import keep_little_memory
 from server.read_settings import WrongSettingsError, read_settings
 from server.settings import PROGRAM, Settings
 from server.settings_text import settings_text
@@ -43,6 +44,7 @@ def _check(settings: Settings) -> None:
 def _serve(settings: Settings) -> int:
     if settings.log_format == "json":  # gRPC's own core writes text, such as a line for every handshake that fails
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    keep_little_memory()
     from server.processes import serve_alone, serve_together
 
     run = serve_alone if settings.processes == 1 else serve_together

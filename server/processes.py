@@ -25,6 +25,7 @@ from analyzers.errors import PellucidError
 from server.app import serve
 from server.authorise import warn_of_open_door
 from server.logs import write_log
+from server.memory import keep_little_memory
 from server.metrics import Scrape, metrics_of
 from server.scrape import Other, Own, answer_others
 from server.settings import PROGRAM, Settings
@@ -222,6 +223,7 @@ def _run(settings: Settings, says: Connection, asked: Connection) -> None:
         says.send(address)
         says.close()
 
+    keep_little_memory()
     write_log(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
     publish = partial(answer_others, asked) if settings.metrics_port else None
