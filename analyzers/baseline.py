@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from analyzers.documents import read_document
 from analyzers.errors import DataError, ModelError
 from analyzers.manifest import Manifest
 
@@ -137,12 +138,7 @@ class Baseline(_Section):
             return None
         if len(text) > MAX_BYTES:
             raise ModelError(f"the baseline has {len(text)} characters, at most {MAX_BYTES} are read; record it anew")
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the whole"
-            raise ModelError(f"the baseline is wrong at {place}: {first['msg']}; record it anew") from None
+        return read_document(cls, text, name="baseline", remedy="record it anew")
 
     def check(self, manifest: Manifest, outputs: Outputs) -> None:
         """Hold it against what the model answers.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from analyzers.errors import InvalidInputError, ModelError
+from analyzers.documents import read_document
+from analyzers.errors import InvalidInputError
 
 CERTIFICATE_KEY = "pellucid.certificate"
 
@@ -129,12 +130,7 @@ class Certificate(_Section):
         text = metadata.get(CERTIFICATE_KEY)
         if text is None:
             return None
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the whole"
-            raise ModelError(f"the certificate is wrong at {place}: {first['msg']}; make the copy anew") from None
+        return read_document(cls, text, name="certificate", remedy="make the copy anew")
 
     def to_json(self, indent: int | None = None) -> str:
         """Return the text that goes into a file; equal certificates give equal text."""

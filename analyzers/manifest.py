@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from analyzers.documents import read_document
 from analyzers.errors import ModelError
 
 SCHEMA = 2
@@ -276,9 +277,4 @@ class Manifest(_Section):
                 f"the manifest has schema {str(schema)[:20]}, this version reads schema {SCHEMA};"
                 " attach the explanations anew or use another version"
             )
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the whole"
-            raise ModelError(f"the manifest is wrong at {place}: {first['msg']}") from None
+        return read_document(cls, text, name="manifest", remedy="attach the explanations anew")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from analyzers.documents import read_document
 from analyzers.errors import ModelError
 from analyzers.manifest import Manifest, ModelInput
 
@@ -72,12 +73,7 @@ class Probe(BaseModel):
         text = metadata.get(PROBE_KEY)
         if text is None:
             return None
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the whole"
-            raise ModelError(f"the probe is wrong at {place}: {first['msg']}; attach the explanations anew") from None
+        return read_document(cls, text, name="probe", remedy="attach the explanations anew")
 
     def compare(self, found: Probe, tolerance: float = TOLERANCE) -> None:
         """Hold this, which was written, against what is found now.
