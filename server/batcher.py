@@ -10,22 +10,19 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
-
-import numpy.typing as npt
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from analyzers.errors import PellucidError
 from analyzers.runtime import Run
-from server.call import Call, traced
+from server.call import traced
 from server.deadline import deadline
 from server.errors import ExpiredError, OverloadedError
 from server.request import Images
+from server.shared_run import Outputs, Settled, SharedRun, Work, settle
 from server.statistics import Statistics
 from server.workers import Workers
 
-Outputs = dict[str, npt.NDArray[Any]]
-Finish = Callable[[Outputs, int], Any]
 Watch = Callable[[Outputs], None]
 T = TypeVar("T")
 
@@ -56,37 +53,6 @@ class BatchLimits:
     instances: int
 
 
-@dataclass(eq=False, slots=True)
-class _Work:
-    """One request's pictures, waiting or running."""
-
-    images: Images
-    names: Sequence[str]
-    finish: Finish
-    deadline: float
-    arrived: float
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
-    call: Call | None
-    made_up: bool
-    dead: bool = False
-    batch: _Batch | None = None
-    encoding: float = 0.0  # when its answer began to be made
-    encoded: float = 0.0  # and when it was
-
-
-@dataclass(eq=False, slots=True)
-class _Batch:
-    """Requests that run together."""
-
-    works: list[_Work]
-    run: Run = field(default_factory=Run)
-
-    @property
-    def pictures(self) -> int:
-        return sum(len(work.images) for work in self.works)
-
-
 class Batcher:
     """One model's queue; everything in it is guarded by the workers' lock.
 
@@ -103,7 +69,7 @@ class Batcher:
         self._runner = runner
         self._workers = workers
         self._limits = limits
-        self._queue: deque[_Work] = deque()
+        self._queue: deque[Work] = deque()
         self._waiting = 0  # pictures
         self._running = 0  # runs
         self._seconds = 0.0  # a picture's share of a run, lately
@@ -131,7 +97,7 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        work = _Work(images, names, finish, deadline(), now, loop, loop.create_future(), traced(), made_up)
+        work = Work(images, names, finish, deadline(), now, loop, loop.create_future(), traced(), made_up)
         with self._workers.lock:
             self._admit(len(images), work.arrived, work.deadline)
             self._queue.append(work)
@@ -164,9 +130,9 @@ class Batcher:
         wait = self._queue[0].arrived + self._limits.max_delay_seconds - now
         if wait > 0 and not idle and self._waiting < self._limits.max_batch:
             return wait
-        batch = self._next_batch()
+        shared = self._next_run()
         self._running += 1
-        return lambda: self._run(batch)
+        return lambda: self._run(shared)
 
     def check(self, pictures: int) -> None:
         """Refuse pictures that could not be answered in time, before anybody reads them.
@@ -198,123 +164,72 @@ class Batcher:
             self._waiting -= len(work.images)
             if not work.dead:
                 self.statistics.fail(now - work.arrived)
-                _settle([(work, None, _late(work, now, latest - now))])
+                settle([(work, None, _late(work, now, latest - now))])
 
-    def _next_batch(self) -> _Batch:
-        batch = _Batch([])
+    def _next_run(self) -> SharedRun:
+        shared = SharedRun([])
         pictures = 0
         while self._queue:
             work = self._queue[0]
-            if batch.works and pictures + len(work.images) > self._limits.max_batch:
+            if shared.works and pictures + len(work.images) > self._limits.max_batch:
                 break
             self._queue.popleft()
             self._waiting -= len(work.images)
             if not work.dead:
-                work.batch = batch
-                batch.works.append(work)
+                work.shared = shared
+                shared.works.append(work)
                 pictures += len(work.images)
-        return batch
+        return shared
 
-    def _abandon(self, work: _Work) -> None:
+    def _abandon(self, work: Work) -> None:
         """Say that nobody waits for this any more; end its run if nobody waits for that."""
         with self._workers.lock:
             work.dead = True
-            if work.batch is not None and all(member.dead for member in work.batch.works):
-                work.batch.run.end()
+            if work.shared is not None and all(other.dead for other in work.shared.works):
+                work.shared.run.end()
 
-    def _run(self, batch: _Batch) -> None:
+    def _run(self, shared: SharedRun) -> None:
         started = time.monotonic()
-        settled: list[tuple[_Work, Any, Exception | None]] = []
+        settled: Settled = []
         outputs: Outputs = {}
-        names = _union([work.names for work in batch.works])
         try:
-            outputs = self._runner([work.images for work in batch.works], names, batch.run)
+            outputs = self._runner([work.images for work in shared.works], shared.names, shared.run)
         except Exception as error:
-            settled = [(work, None, error) for work in batch.works]
+            settled = [(work, None, error) for work in shared.works]
         ended = time.monotonic()
         if not settled:
-            settled = _finish(batch, outputs)
-        self._account(batch, started, ended, failed=not outputs)
-        _settle(settled)
-        if self._watch is not None and outputs and not any(work.made_up for work in batch.works):
+            settled = shared.finish(outputs)
+        self._account(shared, started, ended, failed=not outputs)
+        settle(settled)
+        if self._watch is not None and outputs and not any(work.made_up for work in shared.works):
             self._watch(outputs)
         del settled  # as in `run`
-        batch.works.clear()
+        shared.works.clear()
 
-    def _account(self, batch: _Batch, started: float, ended: float, *, failed: bool) -> None:
+    def _account(self, shared: SharedRun, started: float, ended: float, *, failed: bool) -> None:
         done = time.monotonic()
         with self._workers.lock:
             self._running -= 1
-            for work in batch.works:
-                work.batch = None  # they would hold each other until the garbage collector comes by
+            for work in shared.works:
+                work.shared = None  # they would hold each other until the garbage collector comes by
             if not failed:
-                each = (ended - started) / batch.pictures
+                each = (ended - started) / shared.pictures
                 self._seconds = each if not self._seconds else 0.8 * self._seconds + 0.2 * each
             if self._queue:
                 self._workers.wake(self)
-        for work in batch.works:
-            if work.call is not None:
-                _note(work.call, work, batch, started, ended)
+        shared.note(started, ended)
+        for work in shared.works:
             if failed:
                 self.statistics.fail(done - work.arrived)
             else:
                 queued, encoded = started - work.arrived, work.encoded - work.encoding
                 self.statistics.answered(len(work.images), queued, encoded, done - work.arrived)
         if not failed:
-            self.statistics.ran(batch.pictures, ended - started, done - ended)
+            self.statistics.ran(shared.pictures, ended - started, done - ended)
 
 
-def _note(call: Call, work: _Work, batch: _Batch, started: float, ended: float) -> None:
-    """Tell a traced call what became of its pictures."""
-    call.stage("queue", work.arrived, started)
-    call.stage("run", started, ended, batch_pictures=batch.pictures, batch_requests=len(batch.works))
-    if work.encoded:
-        call.stage("encode", work.encoding, work.encoded)
-
-
-def _late(work: _Work, now: float, needed: float) -> PellucidError:
+def _late(work: Work, now: float, needed: float) -> PellucidError:
     if work.deadline <= now:
         return ExpiredError("the deadline passed before the model was free")
     left = work.deadline - now
     return OverloadedError(needed, f"a run takes {needed:.3g} s, the deadline is in {left:.3g} s; try again later")
-
-
-def _union(wanted: list[Sequence[str]]) -> Sequence[str]:
-    if all(names == wanted[0] for names in wanted):
-        return wanted[0]
-    return list(dict.fromkeys(name for names in wanted for name in names))
-
-
-def _finish(batch: _Batch, outputs: Outputs) -> list[tuple[_Work, Any, Exception | None]]:
-    """Let each request take its rows; what one of them raises is its own."""
-    settled: list[tuple[_Work, Any, Exception | None]] = []
-    start, now = 0, time.monotonic()
-    for work in batch.works:
-        work.encoding = now
-        try:
-            settled.append((work, None if work.dead else work.finish(outputs, start), None))
-        except Exception as error:
-            settled.append((work, None, error))
-        work.encoded = now = time.monotonic()
-        start += len(work.images)
-    return settled
-
-
-def _settle(settled: list[tuple[_Work, Any, Exception | None]]) -> None:
-    """Hand answers to their event loops, each loop woken once."""
-    for loop in {work.loop for work, _, _ in settled}:
-        mine = [one for one in settled if one[0].loop is loop]
-        try:
-            loop.call_soon_threadsafe(_set, mine)
-        except RuntimeError:  # the loop is closed: the server has gone, nobody waits
-            continue
-
-
-def _set(settled: list[tuple[_Work, Any, Exception | None]]) -> None:
-    for work, answer, error in settled:
-        if work.future.done():
-            continue
-        if error is None:
-            work.future.set_result(answer)
-        else:
-            work.future.set_exception(error)

@@ -20,10 +20,11 @@ from analyzers.manifest import Manifest
 from analyzers.occlude import draw_elsewhere, paint
 from analyzers.runtime import RUNTIME, Run, Session
 from analyzers.what_if import Change, Flip, Float64Array, scales, smallest_flip, what_if
-from server.batcher import Batcher, BatchLimits, Outputs
+from server.batcher import Batcher, BatchLimits
 from server.call import traced
 from server.drift import Drift
 from server.request import Images, assemble
+from server.shared_run import Outputs
 from server.workers import Workers
 
 Float32Array = npt.NDArray[np.float32]

@@ -12,11 +12,11 @@ from analyzers.errors import InvalidInputError
 from analyzers.explain import DEFAULT_TOP_K_CLASSES, predictions
 from analyzers.what_if import Change, Float64Array
 from pellucid.v1 import explain_pb2 as pb
-from server.batcher import Outputs
 from server.convert import prediction_message, proof_message, put
 from server.model import ExplainedModel, WhatIf
 from server.repository import Repository
 from server.request import Batch, Limits, read_batch, read_wanted
+from server.shared_run import Outputs
 
 SMALL_BYTES = 1 << 20
 

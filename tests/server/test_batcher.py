@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from analyzers.errors import ModelError
-from server.batcher import Batcher, BatchLimits, Outputs
+from server.batcher import Batcher, BatchLimits
 from server.deadline import within
 from server.errors import ExpiredError, OverloadedError
+from server.shared_run import Outputs
 from server.workers import Workers
 
 
