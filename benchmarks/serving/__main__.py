@@ -3,9 +3,11 @@
     python -m benchmarks.serving --json serving.json
 
 The bare loop runs the same file with the same session options from as many threads as there are cores (from one, beside
-a single client), on tensors that are there already. Client and server share the cores. Medians over the rounds; ratios
-are medians of each round's ratio. `others` is what foreign programs took of the cores meanwhile: repeat the run where
-it is more than a few percent.
+a single client), on tensors that are there already. `empty` is a server of gRPC for Python that answers as many bytes
+without doing anything; its `/ bare` is what the bare loop would reach if each run came with such a call, the most that
+any server made of it can answer on these cores. Client and server share the cores. Medians over the rounds; ratios are
+medians of each round's ratio. `others` is what foreign programs took of the cores meanwhile: repeat the run where it is
+more than a few percent.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -29,7 +31,7 @@ from analyzers.runtime import RUNTIME
 from benchmarks.latency import processor
 from benchmarks.record import Line, Record
 from benchmarks.serving.load import Job
-from benchmarks.serving.measure import Measured, measure_bare, measure_server, medians, ratio
+from benchmarks.serving.measure import Measured, measure_bare, measure_server, medians, ratio, wait_until_quiet
 from benchmarks.serving.models import EXPLAINED, PLAIN, SERVED, model_name, write_models
 from benchmarks.serving.processes import end_children_too, free_port, running, wait_until_listening
 from benchmarks.serving.requests import KINDS, call_once, write_request
@@ -37,7 +39,8 @@ from benchmarks.serving.requests import KINDS, call_once, write_request
 SECONDS = {"resnet20-32": 1.5, "resnet18-128": 2.0, "resnet18-224": 3.0}
 WARM_SECONDS = 0.3
 CORES = os.cpu_count() or 1
-BARE = "bare"
+BARE, EMPTY = "bare", "empty"
+LIKE = "infer uint8"  # whose requests and answers the empty server's are as long as
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,7 +50,7 @@ class Case:
     Attributes:
         network: which one.
         file: explained or plain.
-        kind: of the request; `BARE` for the bare loop.
+        kind: of the request; `BARE` for the bare loop, `EMPTY` for a server that does nothing.
         concurrency: calls under way, or threads of the bare loop.
     """
 
@@ -63,8 +66,17 @@ Results = dict[Case, list[Measured]]
 def cases(network: str) -> list[Case]:
     """List what is measured of a network."""
     bare = [Case(network, EXPLAINED, BARE, 1), Case(network, EXPLAINED, BARE, CORES), Case(network, PLAIN, BARE, CORES)]
-    served = [Case(network, EXPLAINED, kind, number) for kind in KINDS for number in (1, 8, 32)]
+    served = [Case(network, EXPLAINED, kind, number) for kind in (EMPTY, *KINDS) for number in (1, 8, 32)]
     return bare + served + [Case(network, PLAIN, kind, 32) for kind in ("explain uint8", "infer uint8")]
+
+
+@contextmanager
+def empty_server(log: Path, processes: int) -> Iterator[tuple[int, str]]:
+    """Run a server that does nothing; yield its process id and address."""
+    port = free_port()
+    with running([sys.executable, "-m", "benchmarks.serving.empty", str(port), str(processes)], log) as process:
+        wait_until_listening(process, port, 30)
+        yield process, f"127.0.0.1:{port}"
 
 
 @contextmanager
@@ -86,18 +98,27 @@ def run(folder: Path, networks: list[str], rounds: int, scale: float, processes:
         case: write_request(folder, case.kind, model_name(network, case.file), SERVED[network].size)
         for network in networks
         for case in cases(network)
-        if case.kind != BARE
+        if case.kind in KINDS
     }
     order = random.Random(0)  # noqa: S311 (an order, not a secret)
     results: Results = defaultdict(list)
-    with our_server(root, folder / "server.log", processes) as (process, address):
+    with (
+        our_server(root, folder / "server.log", processes) as (process, address),
+        empty_server(folder / "empty.log", processes) as (empty, empty_address),
+    ):
+        wait_until_quiet()
         for request in [*requests.values()] * 4 * processes:  # each process is likely to see each of them
             call_once(address, request)
         turns = [(number, network) for number in range(rounds) for network in networks]
         for _, network in track(turns, "rounds", len(turns)):
             seconds = SECONDS[network] * scale
             for case in order.sample(cases(network), len(cases(network))):
-                if case.kind == BARE:
+                if case.kind == EMPTY:
+                    like = requests[replace(case, kind=LIKE)]
+                    path = f"/empty.Empty/{len(call_once(address, like))}"
+                    job = Job(empty_address, path, str(like.body), "", case.concurrency, WARM_SECONDS, seconds)
+                    results[case].append(measure_server(empty, job))
+                elif case.kind == BARE:
                     file = root / model_name(network, case.file) / "1" / "model.onnx"
                     results[case].append(measure_bare(file, case.concurrency, WARM_SECONDS, seconds))
                 else:
@@ -117,8 +138,10 @@ def rows(results: Results) -> list[Line]:
     lines = []
     for case, measured in sorted(results.items()):
         line: Line = {**asdict(case), **asdict(medians(measured))}
-        if case.kind != BARE:
-            bare = medians(results[bare_of(case)])
+        bare = medians(results[bare_of(case)])
+        if case.kind == EMPTY:
+            line["rate_to_bare"] = bare.cpu_ms / (bare.cpu_ms + line["cpu_ms"] + line["client_ms"])
+        elif case.kind != BARE:
             line["rate_to_bare"] = ratio(measured, results[bare_of(case)])
             line["cpu_added_ms"] = medians(measured).cpu_ms - bare.cpu_ms
             line["p50_added_ms"] = medians(measured).p50_ms - bare.p50_ms

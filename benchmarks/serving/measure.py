@@ -16,6 +16,8 @@ from benchmarks.serving.load import Figures, Job
 from benchmarks.serving.processes import TICKS, cpu_seconds
 
 CHILD_SECONDS = 120
+QUIET_SHARE = 0.15  # of all cores; some servers take a tenth while nobody asks
+QUIET_SECONDS = 30.0
 
 
 class FailedError(Exception):
@@ -41,6 +43,16 @@ class Measured:
     cpu_ms: float
     client_ms: float
     others: float
+
+
+def wait_until_quiet() -> None:
+    """Wait until servers that have just started are through with it: one listens while its other processes load yet."""
+    until = time.monotonic() + QUIET_SECONDS
+    while time.monotonic() < until:
+        busy, began = _busy_seconds(), time.monotonic()
+        time.sleep(1.0)
+        if _busy_seconds() - busy < QUIET_SHARE * (os.cpu_count() or 1) * (time.monotonic() - began):
+            return
 
 
 def measure_server(process: int, job: Job) -> Measured:

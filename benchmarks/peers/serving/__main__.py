@@ -29,7 +29,7 @@ from benchmarks.peers.serving.peers import PEERS, Peer, check, command, environm
 from benchmarks.record import Line, Record
 from benchmarks.serving.__main__ import CORES, our_server
 from benchmarks.serving.load import Job
-from benchmarks.serving.measure import FailedError, Measured, measure_server, medians, ratio
+from benchmarks.serving.measure import FailedError, Measured, measure_server, medians, ratio, wait_until_quiet
 from benchmarks.serving.models import EXPLAINED, SERVED, model_name, write_models
 from benchmarks.serving.processes import (
     NotStartedError,
@@ -130,6 +130,7 @@ def measure_peer(peer: Peer, network: str, folder: Path, environments: Path, rou
             OURS: Target(process, ours, write_request(folder, "infer float32", model, size)),
             TYPED: Target(process, ours, write_request(folder, "explain uint8", model, size)),
         }
+        wait_until_quiet()
         return in_turns(targets, rounds, SECONDS[network])
 
 
