@@ -28,7 +28,7 @@ CASES: tuple[Case, ...] = (
     *HEALTH_CASES,
     *EXPLAIN_CASES,
 )
-SLOW_PRODUCTS = 40  # a run of a tenth of a second or more
+SLOW_PRODUCTS = 200  # a run of a fifth of a second or more
 
 
 @dataclass(frozen=True)

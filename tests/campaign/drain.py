@@ -155,7 +155,7 @@ def drain(count: int = 1000, products: int = 8, grace_seconds: float = 60) -> Ou
         grace_seconds: how long the server may take for them.
     """
     streams = 10
-    sent = count + count // 5  # some are answered before the signal
+    sent = count + max(100, count // 5)  # some are answered before the signal, more of them where we are held up
     options = (
         "--max-queue=8192",
         "--max-requests=8192",
