@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -106,9 +107,11 @@ def test_a_bad_picture_is_named_on_stderr_and_the_others_are_answered(
 
 
 def test_ctrl_c_ends_at_once_with_what_was_answered(folder: Path) -> None:
+    ended = threading.Event()
+
     def one_then_none(request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
         if request is not fake.requests[0]:  # the second may come before the first is answered
-            time.sleep(4)
+            ended.wait(30)
         return pb.ExplainResponse(explanations=[pb.Explanation(width=1)])
 
     with fake_server(one_then_none) as fake:
@@ -123,8 +126,10 @@ def test_ctrl_c_ends_at_once_with_what_was_answered(folder: Path) -> None:
         line = asking.stdout.readline()
         start = time.monotonic()
         asking.send_signal(signal.SIGINT)
-        rest, said = asking.communicate(timeout=10)
-    assert time.monotonic() - start < 3
+        rest, said = asking.communicate(timeout=20)
+        took = time.monotonic() - start
+        ended.set()
+    assert took < 10  # the second answer is not waited for
     assert json.loads(line)["width"] == 1
     assert rest == ""
     assert said == "pellucid: interrupted; every answer that was printed is whole\n"
