@@ -216,6 +216,7 @@ class _Server:
 
 def _run(settings: Settings, says: Connection, asked: Connection) -> None:
     """Serve in a process of its own; stop when whoever started it is gone."""
+    keep_little_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process passes it on
     threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
 
@@ -223,7 +224,6 @@ def _run(settings: Settings, says: Connection, asked: Connection) -> None:
         says.send(address)
         says.close()
 
-    keep_little_memory()
     write_log(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
     publish = partial(answer_others, asked) if settings.metrics_port else None

@@ -129,7 +129,7 @@ def test_ctrl_c_ends_at_once_with_what_was_answered(folder: Path) -> None:
         rest, said = asking.communicate(timeout=20)
         took = time.monotonic() - start
         ended.set()
-    assert took < 10  # the second answer is not waited for
+    assert took < 3
     assert json.loads(line)["width"] == 1
     assert rest == ""
     assert said == "pellucid: interrupted; every answer that was printed is whole\n"
